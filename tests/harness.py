@@ -1,0 +1,140 @@
+"""What the tests have in common: a directory of their own, hooks in it, runs of them, syslog."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import unittest
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parent
+CAPTURES = HERE / "captures"
+PHASES = ("0-prepare", "1-start", "2-started", "3-stopped", "4-release")
+SCRIPTS = {
+    "10-mkdirs": "lxc_prepare_begin_-.d",
+    "20-ramdisk": "lxc_prepare_begin_-.d",
+    "30-preload": "lxc_prepare_begin_-.d",
+    "10-archive": "lxc_release_end_-.d",
+    "30-post-rm-rf": "lxc_release_end_-.d",
+}
+NAMESPACE = "urn:virt-hooks:1"
+
+
+def script(name):
+    """The path of a script in the checkout."""
+    return CHECKOUT / SCRIPTS[name] / name
+
+
+def domain(elements, guest="web"):
+    """A guest's XML with these elements in its <hooks>."""
+    return (
+        f"<domain type='lxc'><name>{guest}</name><metadata>"
+        f'<hooks xmlns="{NAMESPACE}">{elements}</hooks>'
+        "</metadata><devices/></domain>"
+    )
+
+
+class TestCase(unittest.TestCase):
+    """A test with an empty directory of its own, self.directory, which is removed afterwards.
+
+    What is mounted below it is unmounted then; the mounts are in the tests' own namespace.
+    """
+
+    def setUp(self):
+        # directly in /srv, a tmpfs of ours: no part of the path is a link, whatever TMPDIR says
+        self.directory = Path(tempfile.mkdtemp(prefix="test-", dir="/srv"))
+        self.addCleanup(self.remove_directory)
+
+    def remove_directory(self):
+        for point in reversed(mount_points()):
+            if f"{point}/".startswith(f"{self.directory}/"):
+                subprocess.run(["umount", "--lazy", point], check=True)
+        shutil.rmtree(self.directory)
+
+    def write(self, path, text, mode=0o644):
+        """Write a file below self.directory, with its parents; return its path."""
+        path = self.directory / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+        return path
+
+    def run_script(self, name, elements, *arguments, dry_run=False, **options):
+        """Run a script of the checkout on a guest's elements, or on a whole XML text.
+
+        arguments: as libvirt gives them, by default "web" and the script's own phase.
+        """
+        xml = elements if elements.startswith(("<domain", "<network", "<hookData")) else domain(elements)
+        prepare = ("web", "prepare", "begin", "-")
+        release = ("web", "release", "end", "-")
+        if not arguments:
+            arguments = prepare if "prepare" in SCRIPTS[name] else release
+        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+        if dry_run:
+            environment["VIRT_HOOKS_DRY_RUN"] = "1"
+        return run([script(name), *arguments], input=xml, env=environment, **options)
+
+    def assert_succeeds(self, result):
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+    def assert_one_line_error(self, result, *parts):
+        """A run failed with status 1 and one line on stderr, which has these parts in it."""
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        self.assertNotIn("Traceback", result.stderr)
+        for part in parts:
+            self.assertIn(part, result.stderr)
+
+
+def run(command, **options):
+    """subprocess.run, with text captured."""
+    options.setdefault("timeout", 60)
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def mount_points():
+    """The mount points of this namespace, in the order in which they were mounted."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        fields = [line.split()[4] for line in file]
+    return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]
+
+
+def snapshot(directory):
+    """What is in a directory, for comparison: {path: (type and mode, owner, group, contents)}."""
+    found = {}
+    for path in [directory, *sorted(Path(directory).rglob("*"))]:
+        status = path.lstat()
+        contents = None
+        if path.is_symlink():
+            contents = os.readlink(path)
+        elif path.is_file():
+            contents = path.read_bytes()
+        found[str(path)] = status.st_mode, status.st_uid, status.st_gid, contents
+    return found
+
+
+class Syslog:
+    """Listens at /dev/log, which in the tests' namespace is ours; lines are in self.lines."""
+
+    def __enter__(self):
+        self.lines = []
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind("/dev/log")
+        self.thread = threading.Thread(target=self.listen)
+        self.thread.start()
+        return self
+
+    def listen(self):
+        while data := self.socket.recv(1 << 16):
+            # "<30>Nov 22 11:54:17 virt-hooks: ..."
+            self.lines.append(data.decode(errors="replace").partition("virt-hooks: ")[2])
+
+    def __exit__(self, *_exception):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", "/dev/log")  # after all that was sent before
+        self.thread.join()
+        self.socket.close()
+        os.unlink("/dev/log")
