@@ -2,65 +2,169 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
+from xml.sax.saxutils import escape
 
-from harness import run
+from harness import CHECKOUT, mount_points, run
 
 HOOKS = Path("/etc/libvirt/hooks")
+PID_FILE = Path("/run/libvirtd.pid")
+LOG = Path("/var/log/libvirt/libvirtd.log")
+APPLETS = "sh cat echo df ln ls mkdir mount mv rm rmdir sleep touch umount"
+NEVER = "while true; do sleep 1; done"  # a guest's command: it ends only when destroyed
+ASKED = "until [ -e /end ]; do sleep 0.1; done"  # the same; it ends where Guest.end() asks it to
 
 
 class Libvirtd:
-    """A libvirtd that runs as long as the block does."""
+    """A libvirtd of the tests' own, from start() to stop()."""
 
-    def __enter__(self):
-        self.process = subprocess.Popen(
-            ["libvirtd"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        until = time.monotonic() + 30
-        while virsh("uri").returncode:
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError("libvirtd does not answer")
-            time.sleep(0.05)
-        return self
+    def start(self):
+        if str(HOOKS.parent) not in mount_points():
+            raise RuntimeError("run this through tests/run: here is the host's own libvirt")
+        self.cgroups = machine_cgroups()
+        with open(LOG, "ab") as log:
+            self.process = subprocess.Popen(["libvirtd"], stdout=log, stderr=log)
+        try:
+            wait_until(lambda: self.process.poll() is not None or virsh("uri").returncode == 0)
+            if self.process.poll() is not None:
+                raise RuntimeError(f"libvirtd has ended: {LOG.read_text()}")
+        except BaseException:
+            self.stop()
+            raise
 
-    def __exit__(self, *_exception):
-        for guest in virsh("list", "--name").stdout.split("\n"):
-            if guest:
-                virsh("destroy", "--domain", guest)
-        self.process.terminate()
-        self.process.wait(30)
+    def stop(self):
+        if self.process.poll() is None:
+            for guest in virsh("list", "--name").stdout.split("\n"):
+                if guest:
+                    virsh("destroy", f"--domain={guest}")
+            self.process.terminate()
+            self.process.wait(60)
+        # libvirt leaves these, and the cgroup file systems are not the namespace's but the host's
+        for path in sorted(machine_cgroups() - self.cgroups, reverse=True):
+            try:
+                path.rmdir()
+            except OSError:
+                pass  # it is somebody else's: there is a process in it
+
+    def reload(self):
+        os.kill(int(PID_FILE.read_text()), signal.SIGHUP)
+
+
+class Guest:
+    """A container that is defined, with a root file system of its own."""
+
+    def __init__(self, name, root, command, elements="", metadata=None):
+        self.name, self.root = name, root
+        if metadata is None:
+            metadata = f'<hooks xmlns="urn:virt-hooks:1">{elements}</hooks>' if elements else ""
+        self.define(command, metadata)
+
+    def define(self, command, metadata):
+        file = self.root.with_name(f"{self.root.name}.xml")
+        file.write_text(definition(self.name, self.root, command, metadata), "utf-8")
+        result = virsh("define", file)
+        if result.returncode:
+            raise RuntimeError(result.stderr)
+
+    def virsh(self, command, *arguments):
+        return virsh(command, f"--domain={self.name}", *arguments)
+
+    def start(self):
+        """Start it; raise RuntimeError where that fails."""
+        result = self.virsh("start")
+        if result.returncode:
+            raise RuntimeError(result.stderr)
+
+    def is_off(self):
+        """Whether it is shut off. Its release phase is over then: libvirt answers only after it."""
+        return self.virsh("domstate").stdout.strip() == "shut off"
+
+    def live(self):
+        """Start it, and wait until it has ended by itself."""
+        self.start()
+        wait_until(self.is_off)
+
+    def end(self):
+        """Ask a guest whose command is ASKED to end, and wait until it has."""
+        (self.root / "end").touch()
+        wait_until(self.is_off)
+        (self.root / "end").unlink()
+
+    def remove(self):
+        self.virsh("destroy")  # which fails where it does not run
+        self.virsh("undefine")
 
 
 def virsh(*arguments):
     return run(["virsh", "-c", "lxc:///system", *arguments])
 
 
-def rootfs(directory):
+def version():
+    """libvirtd's version, such as (9, 0, 0)."""
+    text = run(["libvirtd", "--version"]).stdout.split()[-1]
+    return tuple(int(number) for number in text.split("."))
+
+
+def shutoff_reason(reason):
+    """What libvirt gives as the last argument of "release end"."""
+    return reason if version() >= (10, 5) else "-"
+
+
+def machine_cgroups():
+    """The cgroups that are, or could be, libvirt's."""
+    found = set()
+    for top in [*Path("/sys/fs/cgroup").glob("machine"), *Path("/sys/fs/cgroup").glob("*/machine")]:
+        found |= {Path(directory) for directory, _directories, _files in os.walk(top)}
+    return found
+
+
+def install():
+    """Install the checkout's hooks in the tests' own /etc/libvirt."""
+    if not (CHECKOUT / "install.sh").exists():  # TEMPORARY
+        for name in ("hooks", "lxc_prepare_begin_-.d", "lxc_release_end_-.d"):
+            target = HOOKS if name == "hooks" else HOOKS / name
+            shutil.copytree(CHECKOUT / name, target, symlinks=True)
+        return
+    result = run([CHECKOUT / "install.sh", "--no-reload"])
+    if result.returncode:
+        raise RuntimeError(f"install.sh: {result.stdout}{result.stderr}")
+
+
+def root_directory(path):
     """Make a root file system for a container, with busybox in it."""
     for name in ("bin", "proc", "sys", "dev", "tmp", "etc"):
-        (directory / name).mkdir(parents=True)
-    shutil.copy("/bin/busybox", directory / "bin")
-    for name in ("sh", "sleep", "cat", "ls", "mount", "ln", "mkdir", "mv", "touch", "echo", "df"):
-        os.link(directory / "bin/busybox", directory / "bin" / name)
+        (path / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", path / "bin")
+    for name in APPLETS.split():
+        os.link(path / "bin/busybox", path / "bin" / name)
+    return path
 
 
-def definition(name, directory, command, elements="", metadata=None):
-    """A container's XML: it runs a shell command in the root file system at a directory."""
-    if metadata is None:
-        metadata = f'<hooks xmlns="urn:virt-hooks:1">{elements}</hooks>' if elements else ""
-    return f"""
+def definition(name, root, command, metadata):
+    """A container's XML: it runs a shell command in a root file system."""
+    return f"""<?xml version='1.0' encoding='UTF-8'?>
         <domain type='lxc'>
-          <name>{name}</name>
+          <name>{escape(name)}</name>
           <metadata>{metadata}</metadata>
           <memory unit='MiB'>64</memory>
           <os>
             <type>exe</type>
-            <init>/bin/sh</init><initarg>-c</initarg><initarg>{command}</initarg>
+            <init>/bin/sh</init><initarg>-c</initarg><initarg>{escape(command)}</initarg>
           </os>
           <devices>
-            <filesystem type='mount'><source dir='{directory}'/><target dir='/'/></filesystem>
+            <filesystem type='mount'><source dir='{root}'/><target dir='/'/></filesystem>
             <console type='pty'/>
           </devices>
         </domain>"""
+
+
+def wait_until(condition, seconds=60):
+    """Wait until a condition holds; raise TimeoutError where it does not come to."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(f"not within {seconds} s")
+        time.sleep(0.02)
