@@ -67,7 +67,8 @@ class TestCase(unittest.TestCase):
 
         arguments: as libvirt gives them, by default "web" and the script's own phase.
         """
-        xml = elements if elements.startswith(("<domain", "<network", "<hookData")) else domain(elements)
+        whole = elements.startswith(("<domain", "<network", "<hookData"))
+        xml = elements if whole else domain(elements)
         prepare = ("web", "prepare", "begin", "-")
         release = ("web", "release", "end", "-")
         if not arguments:
@@ -98,7 +99,7 @@ def run(command, **options):
 def mount_points():
     """The mount points of this namespace, in the order in which they were mounted."""
     with open("/proc/self/mountinfo", "rb") as file:
-        fields = [line.split()[4] for line in file]
+        fields = [line.split(b" ")[4] for line in file]
     return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]
 
 
