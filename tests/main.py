@@ -1,10 +1,18 @@
-"""Runs the tests whose names have one of the patterns in them, and sums up; see tests/run."""
+"""Runs the tests whose names have one of the patterns in them, and sums up; see tests/run.
 
+Two lanes run at once, in mount namespaces of their own: the tests that start a libvirtd, and those
+that do not. Two libvirtds would get into each other's way, since guests of one name share cgroups.
+"""
+
+import json
+import subprocess
 import sys
 import unittest
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+LANES = ("--with-libvirtd", "--without-libvirtd")
+NAMESPACE = ["unshare", "--mount", "--propagation", "private", HERE / "namespace"]
 
 
 def tests_in(suite):
@@ -15,20 +23,41 @@ def tests_in(suite):
             yield part
 
 
-def main():
-    patterns = sys.argv[1:]
+def lane_of(test):
+    uses_libvirtd = hasattr(sys.modules[type(test).__module__], "Libvirtd")
+    return LANES[0] if uses_libvirtd else LANES[1]
+
+
+def run_lane(lane, patterns):
+    """Run a lane's tests; print what became of them as JSON: [passed, failed, skipped, reasons]."""
     found = tests_in(unittest.defaultTestLoader.discover(str(HERE), top_level_dir=str(HERE)))
     chosen = [test for test in found if not patterns or any(p in test.id() for p in patterns)]
-    if not chosen:
-        sys.exit(f"tests/run: no test has {' or '.join(patterns)} in its name")
-    result = unittest.TextTestRunner(verbosity=2).run(unittest.TestSuite(chosen))
-    for test, reason in result.skipped:
-        print(f"skipped: {test.id()}: {reason}")
-    # a class whose set-up failed stands among the errors, though none of its tests has run
+    # a test module that cannot be imported is a failed test of unittest's own, in one of the lanes
+    chosen = [test for test in chosen if lane_of(test) == lane]
+    result = unittest.TextTestRunner(verbosity=1).run(unittest.TestSuite(chosen))
+    skipped = [f"{test.id()}: {reason}" for test, reason in result.skipped]
+    # of a test with subtests, each that fails is counted; a class's set-up that fails is one more
     bad = len(result.failures) + len(result.errors) + len(result.unexpectedSuccesses)
-    passed = max(0, result.testsRun - bad - len(result.skipped))
-    print(f"{passed} passed, {bad} failed, {len(result.skipped)} skipped")
-    sys.exit(1 if bad else 0)
+    json.dump([max(0, result.testsRun - bad - len(skipped)), bad, skipped], sys.stdout)
+
+
+def main():
+    if sys.argv[1:2] and sys.argv[1] in LANES:
+        run_lane(sys.argv[1], sys.argv[2:])
+        return
+    passed, failed, skipped = 0, 0, []
+    command = [*NAMESPACE, sys.executable, "-B", __file__]
+    lanes = [subprocess.Popen([*command, lane, *sys.argv[1:]], stdout=-1) for lane in LANES]
+    for lane in lanes:
+        output, _error = lane.communicate()
+        results = json.loads(output) if lane.returncode == 0 else [0, 1, []]
+        passed, failed, skipped = passed + results[0], failed + results[1], skipped + results[2]
+    if not passed and not failed and not skipped:
+        sys.exit(f"tests/run: no test has {' or '.join(sys.argv[1:])} in its name")
+    for test in skipped:
+        print(f"skipped: {test}")
+    print(f"{passed} passed, {failed} failed, {len(skipped)} skipped")
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

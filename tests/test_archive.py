@@ -574,7 +574,7 @@ class Archive(ArchiveCase):
             (f"{dated}<datestr>{form}{replace}<zone>UTC</zone></datestr>", "<zone>"),
             (f"{dated}<datestr>{form}{replace}text</datestr>", "text"),
             (f"{dated}<datestring>{form}{replace}</datestring>", "<datestring>"),
-            (f"{dated}<datestr>{form}<replace>d</replace></datestr>", "replace 'd' is in no <dst>"),
+            (f"{dated}<datestr>{form}<replace>é</replace></datestr>", "replace 'é' is in no <dst>"),
             (f"{good}<datestr>{form}{replace}</datestr>", "replace 'D' is in no <dst>"),
             (f"<datestr>{form}{replace}</datestr>", "replace 'D' is in no <dst>"),
         ]:
