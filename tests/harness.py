@@ -47,6 +47,14 @@ class TestCase(unittest.TestCase):
         # directly in /srv, a tmpfs of ours: no part of the path is a link, whatever TMPDIR says
         self.directory = Path(tempfile.mkdtemp(prefix="test-", dir="/srv"))
         self.addCleanup(self.remove_directory)
+        self.addTypeEqualityFunc(dict, self.assert_same_entries)
+
+    def assert_same_entries(self, first, second, msg=None):
+        """Of big directories unittest's own assertDictEqual takes minutes to show what differs."""
+        names = [n for n in first.keys() | second.keys() if first.get(n) != second.get(n)]
+        if names:
+            some = "".join(f"\n{n}: {first.get(n)} != {second.get(n)}" for n in sorted(names)[:3])
+            self.fail(self._formatMessage(msg, f"{len(names)} entries differ, such as: {some}"))
 
     def remove_directory(self):
         for point in reversed(mount_points()):
