@@ -114,12 +114,17 @@ absolute() {
 # Where each file goes in the hooks directory, and which file of ours it is, or which link. The
 # dispatcher comes last: before all scripts are there, it must not run any of them.
 contents() {
-    prepare=$1_prepare_begin_-.d release=$1_release_end_-.d
+    prepare=$1_prepare_begin_-.d start=$1_start_begin_-.d
+    stopped=$1_stopped_end_-.d release=$1_release_end_-.d
     if has_prepare_and_release "$1"; then
         cat <<END
 $prepare/10-mkdirs lxc_prepare_begin_-.d/10-mkdirs
 $prepare/20-ramdisk lxc_prepare_begin_-.d/20-ramdisk
 $prepare/30-preload lxc_prepare_begin_-.d/30-preload
+$start/10-routing-table lxc_start_begin_-.d/10-routing-table
+$start/20-network-policy lxc_start_begin_-.d/20-network-policy
+$stopped/10-routing-table #link:../$start/10-routing-table
+$stopped/20-network-policy #link:../$start/20-network-policy
 $release/10-archive lxc_release_end_-.d/10-archive
 $release/20-ramdisk #link:../$prepare/20-ramdisk
 $release/30-post-rm-rf lxc_release_end_-.d/30-post-rm-rf

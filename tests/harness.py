@@ -17,8 +17,15 @@ SCRIPTS = {
     "10-mkdirs": "lxc_prepare_begin_-.d",
     "20-ramdisk": "lxc_prepare_begin_-.d",
     "30-preload": "lxc_prepare_begin_-.d",
+    "10-routing-table": "lxc_start_begin_-.d",
+    "20-network-policy": "lxc_start_begin_-.d",
     "10-archive": "lxc_release_end_-.d",
     "30-post-rm-rf": "lxc_release_end_-.d",
+}
+LINKS = {
+    "lxc_release_end_-.d/20-ramdisk": "../lxc_prepare_begin_-.d/20-ramdisk",
+    "lxc_stopped_end_-.d/10-routing-table": "../lxc_start_begin_-.d/10-routing-table",
+    "lxc_stopped_end_-.d/20-network-policy": "../lxc_start_begin_-.d/20-network-policy",
 }
 NAMESPACE = "urn:virt-hooks:1"
 
@@ -77,10 +84,8 @@ class TestCase(unittest.TestCase):
         """
         whole = elements.startswith(("<domain", "<network", "<hookData"))
         xml = elements if whole else domain(elements)
-        prepare = ("web", "prepare", "begin", "-")
-        release = ("web", "release", "end", "-")
         if not arguments:
-            arguments = prepare if "prepare" in SCRIPTS[name] else release
+            arguments = ("web", *SCRIPTS[name].removesuffix(".d").split("_")[1:])
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
         if dry_run:
             environment["VIRT_HOOKS_DRY_RUN"] = "1"

@@ -66,16 +66,17 @@ class Guest:
     starts, libvirt 9.0 often misses the end, and takes it for running ever after.
     """
 
-    def __init__(self, name, root, command="true", elements="", metadata=None):
+    def __init__(self, name, root, command="true", elements="", metadata=None, devices=""):
         self.name, self.root = name, root
         if metadata is None:
             metadata = f'<hooks xmlns="urn:virt-hooks:1">{elements}</hooks>' if elements else ""
-        self.define(command, metadata)
+        self.define(command, metadata, devices)
 
-    def define(self, command, metadata):
+    def define(self, command, metadata, devices=""):
         file = self.root.with_name(f"{self.root.name}.xml")
         command = f"{command}; until [ -e /end ]; do sleep 0.05; done"
-        file.write_text(definition(self.name, self.root, command, metadata), "utf-8")
+        text = definition(self.name, self.root, command, metadata, devices)
+        file.write_text(text, "utf-8")
         result = virsh("define", file)
         if result.returncode:
             raise RuntimeError(result.stderr)
@@ -157,7 +158,7 @@ def root_directory(path):
     return path
 
 
-def definition(name, root, command, metadata):
+def definition(name, root, command, metadata, devices=""):
     """A container's XML: it runs a shell command in a root file system."""
     return f"""<?xml version='1.0' encoding='UTF-8'?>
         <domain type='lxc'>
@@ -170,7 +171,7 @@ def definition(name, root, command, metadata):
           </os>
           <devices>
             <filesystem type='mount'><source dir='{root}'/><target dir='/'/></filesystem>
-            <console type='pty'/>
+            <console type='pty'/>{devices}
           </devices>
         </domain>"""
 

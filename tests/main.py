@@ -1,7 +1,8 @@
 """Runs the tests whose names have one of the patterns in them, and sums up; see tests/run.
 
-Two lanes run at once, in mount namespaces of their own: the tests that start a libvirtd, and those
-that do not. Two libvirtds would get into each other's way, since guests of one name share cgroups.
+Two lanes run at once, in mount and network namespaces of their own: the tests that start a
+libvirtd, and those that do not. Two libvirtds would get into each other's way, since guests of one
+name share cgroups.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LANES = ("--with-libvirtd", "--without-libvirtd")
-NAMESPACE = ["unshare", "--mount", "--propagation", "private", HERE / "namespace"]
+NAMESPACE = ["unshare", "--net", "--mount", "--propagation", "private", HERE / "namespace"]
 
 
 def tests_in(suite):

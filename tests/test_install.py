@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 from harness import (
     CHECKOUT,
+    LINKS,
     NAMESPACE,
     SCRIPTS,
     Syslog,
@@ -55,8 +56,8 @@ class InstallTestCase(TestCase):
 
     def copy_of_checkout(self, name="checkout"):
         copy = self.directory / name
-        for part in ("hooks", PREPARE, RELEASE, "examples"):
-            shutil.copytree(CHECKOUT / part, copy / part, symlinks=True)
+        for part in (CHECKOUT / "hooks", CHECKOUT / "examples", *CHECKOUT.glob("lxc_*.d")):
+            shutil.copytree(part, copy / part.name, symlinks=True)
         shutil.copy(CHECKOUT / "install.sh", copy)
         return copy
 
@@ -79,8 +80,9 @@ class InstallTestCase(TestCase):
             status = (hooks / path).lstat()
             self.assertEqual((status.st_mode, status.st_uid, status.st_gid), (0o100755, 0, 0), path)
         if driver not in ("daemon", "network"):
-            target = f"../{driver}_prepare_begin_-.d/20-ramdisk"
-            self.assertEqual(os.readlink(hooks / LINK.replace("lxc", driver)), target)
+            for link, target in LINKS.items():
+                link, target = link.replace("lxc", driver), target.replace("lxc", driver)
+                self.assertEqual(os.readlink(hooks / link), target)
 
     def names(self, directory=None):
         """The names of all files below the hooks directory."""
@@ -112,8 +114,8 @@ class Installing(InstallTestCase):
     def test_it_installs_the_dispatcher_and_the_scripts_for_lxc(self):
         said = self.installed()
         self.assert_installed_from(CHECKOUT)
-        self.assertEqual(self.names(), {*FILES, LINK, RECORD})
-        for path in (*FILES, LINK):
+        self.assertEqual(self.names(), {*FILES, *LINKS, RECORD})
+        for path in (*FILES, *LINKS):
             self.assertIn(f"installed {self.hooks}/{path}\n", said)
 
     def test_what_is_installed_runs(self):
@@ -270,14 +272,14 @@ class Installing(InstallTestCase):
         result = self.install()
         self.assertEqual(result.returncode, 1)
         self.assertIn("No space left on device", result.stderr)
-        for name in self.names() - {RECORD, LINK}:
+        for name in self.names() - {RECORD, *LINKS}:
             whole = (CHECKOUT / FILES[name]).read_bytes()
             self.assertEqual((self.hooks / name).read_bytes(), whole)
         self.assertFalse((self.hooks / "lxc").exists(), "without its scripts")
         subprocess.run(["mount", "-o", "remount,size=4M", self.hooks], check=True)
         self.installed()
         self.assert_installed_from(CHECKOUT)
-        self.assertEqual(self.names(), {*FILES, LINK, RECORD})
+        self.assertEqual(self.names(), {*FILES, *LINKS, RECORD})
 
     def test_a_source_that_is_missing_stops_it_before_anything_is_changed(self):
         copy = self.copy_of_checkout()
@@ -329,7 +331,7 @@ class Upgrading(InstallTestCase):
         newer = self.newer_copy()
         said = self.installed(source=newer)
         self.assert_installed_from(newer)
-        self.assertEqual(self.names(), {*FILES, LINK, RECORD})
+        self.assertEqual(self.names(), {*FILES, *LINKS, RECORD})
         self.assertIn(f"updated {self.hooks}/lxc\n", said)
         self.installed()  # and back
         self.assert_installed_from(CHECKOUT)
@@ -363,7 +365,7 @@ class Upgrading(InstallTestCase):
                 self.assertEqual(beside.read_bytes(), (CHECKOUT / FILES[path]).read_bytes())
                 os.rename(beside, mine)  # the administrator takes the new version
                 self.installed(source=newer)
-                self.assertEqual(self.names(), {*FILES, LINK, RECORD})
+                self.assertEqual(self.names(), {*FILES, *LINKS, RECORD})
                 self.assert_installed_from(newer)
 
     def test_a_link_that_was_changed_stays_too(self):
@@ -383,7 +385,7 @@ class Upgrading(InstallTestCase):
                 self.assertEqual(after[str(self.hooks / LINK)], before[str(self.hooks / LINK)])
                 os.rename(beside, self.hooks / LINK)
                 self.installed()
-                self.assertEqual(self.names(), {*FILES, LINK, RECORD})
+                self.assertEqual(self.names(), {*FILES, *LINKS, RECORD})
 
     def test_a_new_version_that_lies_beside_goes_when_it_is_no_longer_needed(self):
         self.installed()
@@ -392,7 +394,7 @@ class Upgrading(InstallTestCase):
         self.assertTrue((self.hooks / RELEASE / "10-archive.new").exists())
         mine.unlink()
         self.installed()
-        self.assertEqual(self.names(), {*FILES, LINK, RECORD})
+        self.assertEqual(self.names(), {*FILES, *LINKS, RECORD})
         self.assert_installed_from(CHECKOUT)
 
     def test_an_administrators_file_with_the_name_of_ours_stays(self):
@@ -423,7 +425,7 @@ class Upgrading(InstallTestCase):
         self.installed()
         self.replace("lxc", (CHECKOUT / "hooks/lxc").read_text() + "# mine\n")
         self.installed(source=copy)
-        self.assertEqual(len([name for name in self.names() if name.endswith(".new")]), 6)
+        self.assertEqual(len([name for name in self.names() if name.endswith(".new")]), len(FILES))
         for phase in (("prepare", "begin", "-"), ("release", "end", "-")):
             result = self.dispatch(*phase)
             self.assertEqual((result.returncode, result.stderr), (0, ""))
@@ -461,7 +463,7 @@ class Upgrading(InstallTestCase):
         said = self.installed()
         self.assertEqual(
             {name for name in self.names() if not name.startswith("qemu")},
-            {*FILES, LINK, RECORD, f"{RELEASE}/16-old"},
+            {*FILES, *LINKS, RECORD, f"{RELEASE}/16-old"},
         )
         self.assertFalse((self.hooks / "lxc_started_begin_-.d").exists())
         self.assertTrue((self.hooks / "qemu_started_begin_-.d/15-old").exists(), "not named")
@@ -557,7 +559,7 @@ class Uninstalling(InstallTestCase):
         self.installed("--driver", "lxc", "--driver", "network", "--driver", "qemu")
         said = self.installed("--uninstall")
         self.assertEqual(list(self.hooks.iterdir()), [])
-        for path in (*FILES, LINK):
+        for path in (*FILES, *LINKS):
             self.assertIn(f"removed {self.hooks}/{path}\n", said)
         self.assertIn("nothing is installed", self.installed("--uninstall"))
 
@@ -670,7 +672,7 @@ class Killed(InstallTestCase):
         drivers = ("--driver", "lxc", "--driver", "qemu")
         wanted = {RECORD}
         for driver in ("lxc", "qemu"):
-            wanted |= {name.replace("lxc", driver) for name in (*FILES, LINK)}
+            wanted |= {name.replace("lxc", driver) for name in (*FILES, *LINKS)}
         for turn in range(6):
             with self.subTest(turn=turn, seed=self.seed):
                 for source in (CHECKOUT, self.newer):
@@ -731,7 +733,7 @@ class Killed(InstallTestCase):
         self.assertEqual(list(self.hooks.iterdir()), [])
         os.close(lock)
         self.assertEqual([process.wait(30) for process in processes], [0, 0])
-        self.assertEqual(self.names(), {*FILES, LINK, RECORD})
+        self.assertEqual(self.names(), {*FILES, *LINKS, RECORD})
         newer = (self.hooks / "lxc").read_bytes() == (self.newer / "hooks/lxc").read_bytes()
         self.assert_installed_from(self.newer if newer else CHECKOUT)
 
@@ -988,7 +990,7 @@ class Example(InstallTestCase):
         for path in ("/srv/golden/web", "/srv/web/log"):
             Path(path).mkdir(parents=True)
             self.addCleanup(shutil.rmtree, Path(path).parent)
-        for name in SCRIPTS:
+        for name in ("10-mkdirs", "20-ramdisk", "30-preload", "10-archive", "30-post-rm-rf"):
             with self.subTest(script=name):
                 # a comment before <domain> is no way for run_script to know it
                 xml = EXAMPLE.read_text().partition("-->\n")[2]

@@ -1,4 +1,7 @@
-"""How each of the five scripts reads the guest's metadata, and what it says when it cannot."""
+"""How the scripts read the guest's metadata, and what they say when they cannot.
+
+Here stand five of them; all read it by the same text, as test_common.py sees to.
+"""
 
 import functools
 import os
@@ -59,7 +62,7 @@ def of_each_script(test):
 
     @functools.wraps(test)
     def test_all(self):
-        for name in SCRIPTS:
+        for name in ELEMENTS:
             with self.subTest(script=name):
                 test(self, name)
 
@@ -217,7 +220,7 @@ class Finding(Metadata):
     def test_without_the_element_it_ends_at_once_without_an_xml_parser(self, name):
         trace = self.directory / "trace"
         strace = ["strace", "-f", "-o", trace, "-e", "trace=%file", "-s", "500"]
-        others = {name: self.element(name) for name in SCRIPTS}
+        others = {name: self.element(name) for name in ELEMENTS}
         rest = "".join(element for other, element in others.items() if other != name)
         for xml, parser in ((domain(rest), False), (domain(others[name]), True)):
             result = run([*strace, script(name), *phase(name)], input=xml,
@@ -702,7 +705,7 @@ class Fuzz(Metadata):
         before, points, root = snapshot(self.directory), mount_points(), os.listdir("/")
 
         def judge(number):
-            name = list(SCRIPTS)[number % len(SCRIPTS)]
+            name = list(ELEMENTS)[number % len(ELEMENTS)]
             chance = random.Random(f"{name} {number}")
             elements = self.element(name) * chance.choice((1, 1, 2))
             if chance.random() < 0.8:
@@ -739,7 +742,7 @@ class Fuzz(Metadata):
             return first.returncode, wrong and (wrong, name, number, stderr, data)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            judged = list(pool.map(judge, range(self.BLOCKS * len(SCRIPTS))))
+            judged = list(pool.map(judge, range(self.BLOCKS * len(ELEMENTS))))
         self.assertEqual([wrong for _status, wrong in judged if wrong][:5], [])
         self.assertEqual(snapshot(self.directory), before)
         self.assertEqual((mount_points(), os.listdir("/")), (points, root))
