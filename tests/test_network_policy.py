@@ -287,6 +287,7 @@ class Packets(PolicyCase):
         before = self.network()
         for elements, expected in ((policy(REJECT) + table, "1 0 0"), ("", "0 0 1")):
             web = Guest("web", root, commands, elements, devices=BRIDGED)
+            self.addCleanup(web.remove)
             web.start()
             if elements:
                 self.assertIn("from-guest", ruleset())
@@ -305,9 +306,9 @@ class Packets(PolicyCase):
         # a start that fails half-way: the first table is there, the rule in the second element bad
         bad = policy(REJECT) + policy("chain x { jump nowhere; }")
         web = Guest("web", root, "true", table + bad, devices=BRIDGED)
+        self.addCleanup(web.remove)
         with self.assertRaisesRegex(RuntimeError, "nft: line 1:.*No such file or directory"):
             web.start()
-        web.remove()
         self.assertEqual(self.network(), before)
 
     def network(self):
