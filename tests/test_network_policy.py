@@ -304,10 +304,10 @@ class Packets(PolicyCase):
             (root / "done").unlink()
             web.remove()
         # a start that fails half-way: the first table is there, the rule in the second element bad
-        bad = policy(REJECT) + policy("chain x { jump nowhere; }")
+        bad = policy(REJECT) + policy("chain x { ip saddr nonsense accept; }")
         web = Guest("web", root, "true", table + bad, devices=BRIDGED)
         self.addCleanup(web.remove)
-        with self.assertRaisesRegex(RuntimeError, "nft: line 1:.*No such file or directory"):
+        with self.assertRaisesRegex(RuntimeError, "nft: line 1:"):
             web.start()
         self.assertEqual(self.network(), before)
 
