@@ -218,6 +218,8 @@ class Packets(PolicyCase):
         """A network namespace whose eth0 is the other end of a veth of that name."""
         self.ip(f"netns add {name}")
         self.addCleanup(run, ["ip", "netns", "delete", name])
+        # now; with its namespace it would go some time later, and be in the next test's way
+        self.addCleanup(run, ["ip", "link", "delete", name])
         self.ip(
             f"link add {name} type veth peer name eth0 netns {name}",
             f"-n {name} addr add {address} dev eth0",
