@@ -130,6 +130,12 @@ $release/20-ramdisk #link:../$prepare/20-ramdisk
 $release/30-post-rm-rf lxc_release_end_-.d/30-post-rm-rf
 END
     fi
+    if [ "$1" = qemu ]; then
+        cat <<END
+qemu_restore_begin_-.d/00-saved-image qemu_restore_begin_-.d/00-saved-image
+qemu_started_begin_-.d/00-saved-image #link:../qemu_restore_begin_-.d/00-saved-image
+END
+    fi
     say "$1 hooks/lxc"
 }
 

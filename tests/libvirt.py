@@ -1,4 +1,4 @@
-"""The real libvirtd with its LXC driver, and real containers, in the tests' own namespace."""
+"""The real libvirtd, real containers and QEMU guests, in the tests' own namespace."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ from xml.sax.saxutils import escape
 from harness import CHECKOUT, mount_points, run
 
 HOOKS = Path("/etc/libvirt/hooks")
+LXC, QEMU, NETWORK = "lxc:///system", "qemu:///system", "network:///system"
 PID_FILE = Path("/run/libvirtd.pid")
 LOG = Path("/var/log/libvirt/libvirtd.log")
 APPLETS = "sh cat echo df ln ls mkdir mount mv rm rmdir sleep touch umount"
@@ -23,7 +24,10 @@ class Libvirtd:
         if str(HOOKS.parent) not in mount_points():
             raise RuntimeError("run this through tests/run: here is the host's own libvirt")
         self.cgroups = machine_cgroups()
+        # the tests' /dev/pts cannot be moved, and two libvirtds would share guests' cgroups
+        HOOKS.with_name("qemu.conf").write_text("namespaces = []\ncgroup_controllers = []\n")
         with open(LOG, "ab") as log:
+            self.virtlogd = subprocess.Popen(["virtlogd"], stdout=log, stderr=log)
             self.process = subprocess.Popen(["libvirtd"], stdout=log, stderr=log)
         try:
             wait_until(lambda: self.process.poll() is not None or virsh("uri").returncode == 0)
@@ -35,11 +39,14 @@ class Libvirtd:
 
     def stop(self):
         if self.process.poll() is None:
-            for guest in virsh("list", "--name").stdout.split("\n"):
-                if guest:
-                    virsh("destroy", f"--domain={guest}")
+            for uri in (LXC, QEMU):
+                for guest in virsh("list", "--name", uri=uri).stdout.split("\n"):
+                    if guest:
+                        virsh("destroy", f"--domain={guest}", uri=uri)
             self.process.terminate()
             self.process.wait(60)
+        self.virtlogd.terminate()
+        self.virtlogd.wait(60)
         # libvirt leaves these, and the cgroup file systems are not the namespace's but the host's
         for path in sorted(machine_cgroups() - self.cgroups, reverse=True):
             try:
@@ -118,8 +125,8 @@ class Guest:
         self.virsh("undefine")
 
 
-def virsh(*arguments):
-    return run(["virsh", "-c", "lxc:///system", *arguments])
+def virsh(*arguments, uri=LXC):
+    return run(["virsh", "-c", uri, *arguments])
 
 
 def version():

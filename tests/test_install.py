@@ -32,6 +32,8 @@ PREPARE, RELEASE = "lxc_prepare_begin_-.d", "lxc_release_end_-.d"
 RECORD = ".virt-hooks.sha256"
 FILES = {"lxc": "hooks/lxc"}  # where they are installed, and where they come from
 FILES |= {f"{place}/{name}": f"{place}/{name}" for name, place in SCRIPTS.items()}
+QEMU_FILE = "qemu_restore_begin_-.d/00-saved-image"
+QEMU_LINK = "qemu_started_begin_-.d/00-saved-image"
 LINK = f"{RELEASE}/20-ramdisk"
 SOME_FILES = ("lxc", f"{PREPARE}/20-ramdisk", f"{RELEASE}/10-archive")
 EXAMPLE = CHECKOUT / "examples/web.xml"
@@ -56,7 +58,7 @@ class InstallTestCase(TestCase):
 
     def copy_of_checkout(self, name="checkout"):
         copy = self.directory / name
-        for part in (CHECKOUT / "hooks", CHECKOUT / "examples", *CHECKOUT.glob("lxc_*.d")):
+        for part in (CHECKOUT / "hooks", CHECKOUT / "examples", *CHECKOUT.glob("*_*.d")):
             shutil.copytree(part, copy / part.name, symlinks=True)
         shutil.copy(CHECKOUT / "install.sh", copy)
         return copy
@@ -229,6 +231,9 @@ class Installing(InstallTestCase):
         self.installed("--driver", "qemu", "--driver", "qemu")
         self.assertFalse((self.hooks / "lxc").exists())
         self.assert_installed_from(CHECKOUT, driver="qemu")
+        file, link = self.hooks / QEMU_FILE, self.hooks / QEMU_LINK
+        self.assertEqual(file.read_bytes(), (CHECKOUT / QEMU_FILE).read_bytes())
+        self.assertTrue(link.is_symlink() and link.samefile(file))
 
     def test_a_second_run_changes_nothing_at_all(self):
         for options in ([], ["--driver", "lxc", "--driver", "network", "--driver", "qemu"]):
@@ -663,14 +668,14 @@ class Killed(InstallTestCase):
             self.assertFalse(name.endswith(".new"), "nobody has changed anything")
             if path.is_symlink() or name == RECORD or path.name == ".virt-hooks.tmp":
                 continue
-            file = FILES[name.replace("qemu", "lxc")]
+            file = QEMU_FILE if name == QEMU_FILE else FILES[name.replace("qemu", "lxc")]
             versions = [(source / file).read_bytes() for source in (CHECKOUT, self.newer)]
             self.assertIn(path.read_bytes(), versions, name)
             self.assertEqual(path.stat().st_mode, 0o100755)
 
     def test_a_further_run_repairs_an_installation_an_upgrade_and_an_uninstallation(self):
         drivers = ("--driver", "lxc", "--driver", "qemu")
-        wanted = {RECORD}
+        wanted = {RECORD, QEMU_FILE, QEMU_LINK}
         for driver in ("lxc", "qemu"):
             wanted |= {name.replace("lxc", driver) for name in (*FILES, *LINKS)}
         for turn in range(6):

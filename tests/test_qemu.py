@@ -1,0 +1,235 @@
+"""Real QEMU guests under the real libvirtd: saved, restored, migrated and ended."""
+
+import os
+import shutil
+import subprocess
+import unittest
+from pathlib import Path
+
+from harness import CHECKOUT, TestCase, mount_points
+from libvirt import (
+    HOOKS,
+    LOG,
+    QEMU,
+    Libvirtd,
+    install,
+    shutoff_reason,
+    version,
+    virsh,
+    wait_until,
+)
+
+# {log} and {tmp} hold what the guest works on; virtiofs, for one, would give it to the guest
+ELEMENTS = """
+    <mkdirs><dir>{tmp}</dir><dir>{log}</dir></mkdirs>
+    <ramdisk><dir size="1M">{tmp}</dir></ramdisk>
+    <archive>
+      <dircopy><src>{log}</src><dst>{archive}/log</dst></dircopy>
+      <dircopy><src>{tmp}</src><dst>{archive}/tmp</dst></dircopy>
+    </archive>
+    <post-rm-rf><dir>{log}</dir></post-rm-rf>
+"""
+DEFINITION = """
+    <domain type='qemu'>
+      <name>web</name>
+      <metadata><hooks xmlns="urn:virt-hooks:1">{elements}</hooks></metadata>
+      <memory unit='MiB'>16</memory>
+      <os><type arch='x86_64' machine='pc'>hvm</type></os>
+      <devices>
+        <emulator>/usr/bin/qemu-system-x86_64</emulator>
+        <controller type='usb' model='none'/><memballoon model='none'/>
+      </devices>
+    </domain>
+"""
+PHASES = ("prepare_begin", "start_begin", "started_begin", "stopped_end", "release_end",
+          "restore_begin", "migrate_begin")  # fmt: skip
+IMAGE = Path("/var/lib/libvirt/qemu/save/web.save")  # of a managed save
+RECORDER = """#!/bin/sh
+echo "$*" >>{records}
+exit 0
+"""
+# an elsewhere: a libvirtd of another host, as far as it knows, that sees the same files
+ELSEWHERE = """
+hostname elsewhere
+for directory in /run /etc/libvirt /var/lib/libvirt /var/log/libvirt; do
+    mount -t tmpfs -o mode=0755 tests "$directory"
+done
+cat >/etc/libvirt/libvirtd.conf <<END
+unix_sock_dir = "$1"
+host_uuid = "7f1d3c2a-6b5e-4c8f-9a0b-1c2d3e4f5a6b"
+END
+printf 'namespaces = []\\ncgroup_controllers = []\\n' >/etc/libvirt/qemu.conf
+"$2/install.sh" --driver qemu --no-reload >/dev/null
+mkdir -p /etc/libvirt/hooks/qemu_started_begin_-.d
+cp "$1/fail" /etc/libvirt/hooks/qemu_started_begin_-.d/50-fail
+virtlogd &
+libvirtd
+exit # so that the shell stays, as process 1, which reaps what QEMU leaves
+"""
+
+
+class QemuTestCase(TestCase):
+    @classmethod
+    def setUpClass(cls):
+        install("--driver", "qemu", "--no-reload")
+        cls.addClassCleanup(shutil.rmtree, HOOKS)
+        libvirtd = Libvirtd()
+        libvirtd.start()
+        cls.addClassCleanup(libvirtd.stop)
+
+    def setUp(self):
+        super().setUp()
+        self.log, self.tmp = self.directory / "log", self.directory / "tmp"
+        self.archive = self.directory / "archive"
+        elements = ELEMENTS.format(log=self.log, tmp=self.tmp, archive=self.archive)
+        definition = self.write("web.xml", DEFINITION.format(elements=elements))
+        self.virsh("define", definition)
+        self.addCleanup(virsh, "undefine", "--managed-save", "web", uri=QEMU)
+        self.addCleanup(virsh, "destroy", "web", uri=QEMU)
+
+    def virsh(self, *arguments):
+        """Run virsh; return what it prints."""
+        result = virsh(*arguments, uri=QEMU)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result.stdout
+
+    def hook(self, path, text):
+        """Put a script into the hooks directory, until the test is over."""
+        path = HOOKS / path
+        if not path.parent.exists():
+            path.parent.mkdir()
+            self.addCleanup(path.parent.rmdir)
+        path.write_text(text)
+        path.chmod(0o755)
+        self.addCleanup(path.unlink, missing_ok=True)
+        return path
+
+    def start_with_data(self):
+        """Start the guest, and write what it is to keep."""
+        self.virsh("start", "web")
+        self.assertIn(str(self.tmp), mount_points())
+        (self.log / "data").write_text("in a directory\n")
+        (self.tmp / "data").write_text("in a ramdisk\n")
+
+    def assert_kept(self):
+        self.assertIn(str(self.tmp), mount_points())
+        self.assertEqual((self.log / "data").read_text(), "in a directory\n")
+        self.assertEqual((self.tmp / "data").read_text(), "in a ramdisk\n")
+        self.assertFalse(self.archive.exists())
+
+    def assert_archived(self):
+        self.assertNotIn(str(self.tmp), mount_points())
+        self.assertFalse(self.log.exists())
+        self.assertEqual((self.archive / "log/data").read_text(), "in a directory\n")
+        self.assertEqual((self.archive / "tmp/data").read_text(), "in a ramdisk\n")
+
+
+class Saved(QemuTestCase):
+    def test_both_kinds_of_save_keep_the_data_until_the_guest_ends(self):
+        records = self.directory / "records"
+        for phase in PHASES:
+            self.hook(f"qemu_{phase}_-.d/90-record", RECORDER.format(records=records))
+        image = self.directory / "image"
+
+        def assert_phases(*phases):
+            self.assertEqual(records.read_text().splitlines(), [f"web {phase}" for phase in phases])
+            records.unlink()
+
+        begin = ["prepare begin -", "start begin -", "started begin -"]
+        self.start_with_data()
+        assert_phases(*begin)
+        for save, restore in (
+            (("managedsave", "web"), ("start", "web")),
+            (("save", "web", image), ("restore", image)),
+        ):
+            with self.subTest(save=save[0]):
+                self.virsh(*save)
+                assert_phases("stopped end -", f"release end {shutoff_reason('saved')}")
+                self.assert_kept()
+                self.virsh(*restore)
+                assert_phases("restore begin -", *begin)
+                self.assert_kept()
+        self.virsh("destroy", "web")
+        assert_phases("stopped end -", f"release end {shutoff_reason('destroyed')}")
+        self.assert_archived()
+
+    def test_a_restore_that_fails_keeps_the_data_of_the_guest_that_is_still_saved(self):
+        self.start_with_data()
+        self.virsh("managedsave", "web")
+        for phase in ("restore", "prepare", "start"):
+            with self.subTest(phase):
+                fail = "#!/bin/sh\necho not now >&2\nexit 3\n"
+                failing = self.hook(f"qemu_{phase}_begin_-.d/50-fail", fail)
+                result = virsh("start", "web", uri=QEMU)
+                failing.unlink()
+                self.assert_kept()
+                self.assertEqual(self.virsh("domstate", "web").strip(), "shut off")
+                if phase == "restore" and version() >= (11, 3):  # see 00-saved-image
+                    self.virsh("restore", f"{IMAGE}.kept")
+                    self.virsh("managedsave", "web")
+                    continue
+                self.assertEqual(result.returncode, 1)
+                says = f"not now\nvirt-hooks: qemu web {phase} begin -: 50-fail: exit status 3\n"
+                self.assertIn(says, result.stderr)
+                self.assertTrue(IMAGE.exists())
+        self.virsh("start", "web")
+        self.assert_kept()
+        self.assertEqual(os.listdir(IMAGE.parent), [])
+        self.virsh("destroy", "web")
+        self.assert_archived()
+
+    def test_filters_change_the_xml_of_the_restored_guest_one_after_the_other(self):
+        first = "#!/bin/sh\nsed 's|<name>web</name>|&<title>first</title>|'\n"
+        more = "#!/bin/sh\nsed 's|</title>| {}&|'\n"
+        self.hook("qemu_restore_begin_-.d/10-first", first)
+        self.hook("qemu_restore_begin_-.d/20-second", more.format("second"))
+        self.hook("qemu_restore_begin_-.d/30-third", more.format("third"))
+        self.hook("qemu_restore_begin_-.d/40-silent", "#!/bin/sh\ncat >/dev/null\n")
+        self.virsh("start", "web")
+        self.assertNotIn("<title>", self.virsh("dumpxml", "web"))
+        self.virsh("managedsave", "web")
+        self.virsh("start", "web")
+        self.assertIn("<title>first second third</title>", self.virsh("dumpxml", "web"))
+
+
+class Migrated(QemuTestCase):
+    def setUp(self):
+        super().setUp()
+        fail = f"#!/bin/sh\n[ ! -e {self.directory}/elsewhere-fails ]\n"
+        self.write("fail", fail, 0o755)
+        command = ["unshare", "--mount", "--uts", "--propagation", "private"]
+        command += ["--pid", "--fork", "--kill-child", "--mount-proc"]
+        with open(LOG.with_name("elsewhere.log"), "ab") as log:
+            elsewhere = subprocess.Popen(
+                [*command, "sh", "-euc", ELSEWHERE, "sh", self.directory, CHECKOUT],
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        self.addCleanup(elsewhere.wait)
+        self.addCleanup(elsewhere.kill)
+        socket = self.directory / "libvirt-sock"
+        self.elsewhere = f"qemu+unix:///system?socket={socket}"
+        wait_until(lambda: socket.exists() and self.virsh_elsewhere("uri").returncode == 0)
+
+    def virsh_elsewhere(self, *arguments):
+        return virsh(*arguments, uri=self.elsewhere)
+
+    def migrate(self):
+        return virsh("migrate", "web", self.elsewhere, "tcp://127.0.0.1", uri=QEMU)
+
+    def test_a_guest_that_migrates_keeps_its_data_here_and_where_a_migration_to_has_failed(self):
+        self.start_with_data()
+        fails = self.write("elsewhere-fails", "")
+        self.assertEqual(self.migrate().returncode, 1)
+        self.assertEqual(self.virsh("domstate", "web").strip(), "running")
+        self.assert_kept()
+        fails.unlink()
+        result = self.migrate()
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assert_kept()
+        self.assertEqual(self.virsh_elsewhere("domstate", "web").stdout.strip(), "running")
+        self.assertEqual(self.virsh_elsewhere("destroy", "web").returncode, 0)
+        self.assertEqual((self.archive / "log/data").read_text(), "in a directory\n")
+
+
+if __name__ == "__main__":
+    unittest.main()
