@@ -1,0 +1,201 @@
+"""The hooks of libvirt's network driver and of its daemon; many guests with networks of theirs."""
+
+import os
+import shutil
+import signal
+import unittest
+from pathlib import Path
+
+from harness import CHECKOUT, TestCase, run
+from libvirt import (
+    HOOKS,
+    NETWORK,
+    PID_FILE,
+    Guest,
+    Libvirtd,
+    install,
+    root_directory,
+    virsh,
+    wait_until,
+)
+
+# a script: its arguments, and what it gets on stdin, on one line
+RECORDER = """#!/bin/sh
+echo "$* $(tr -d '\\n')" >>{records}
+"""
+DEFINITION = """
+    <network>
+      <name>lan</name>
+      <metadata><hooks xmlns="urn:virt-hooks:1">{elements}</hooks></metadata>
+      <forward mode='route'/>
+      <bridge name='virbr7' stp='off'/>
+      <ip address='10.77.0.1' netmask='255.255.255.0'/>
+    </network>
+"""
+ELEMENTS = """
+    <routing-table id="101" name="uplink2">
+      <route>10.99.0.0/24 via 10.77.0.254 dev virbr7</route><rule>from 10.77.0.5</rule>
+    </routing-table>
+    <network-policy>
+      <nft>
+        chain from-network {
+          type filter hook forward priority filter; policy accept;
+          iifname "virbr7" tcp dport 25 reject
+        }
+      </nft>
+    </network-policy>
+"""
+SCRIPTS = ("10-routing-table", "20-network-policy")
+
+
+class HooksCase(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.records = self.directory / "records"
+        self.addCleanup(shutil.rmtree, HOOKS)
+
+    def hook(self, path, text):
+        """Put a script into the hooks directory."""
+        path = HOOKS / path
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def record(self, *directories):
+        for directory in directories:
+            self.hook(f"{directory}/90-record", RECORDER.format(records=self.records))
+
+    def start_libvirtd(self):
+        libvirtd = Libvirtd()
+        libvirtd.start()
+        self.addCleanup(libvirtd.stop)
+        return libvirtd
+
+    def recorded(self):
+        return self.records.read_text().splitlines() if self.records.exists() else []
+
+    def network(self):
+        """All that policies and tables may change."""
+        commands = ("nft --stateless list ruleset", "ip rule", "ip -6 rule",
+                    "ip route show table all", "ip -6 route show table all")  # fmt: skip
+        shown = {command: run(command.split()).stdout for command in commands}
+        names = {str(path): path.read_bytes() for path in Path("/etc/iproute2").rglob("*")
+                 if path.is_file()}  # fmt: skip
+        return shown | names
+
+
+class Network(HooksCase):
+    def setUp(self):
+        super().setUp()
+        install("--driver", "network", "--no-reload")
+        # the directories that README's "Every driver" makes
+        for phase in ("started_begin", "stopped_end"):
+            directory = HOOKS / f"network_{phase}_-.d"
+            directory.mkdir()
+            for script in SCRIPTS:
+                shutil.copy(CHECKOUT / "lxc_start_begin_-.d" / script, directory)
+        self.start_libvirtd()
+
+    def define(self, elements=ELEMENTS):
+        definition = self.write("lan.xml", DEFINITION.format(elements=elements))
+        self.assert_succeeds(virsh("net-define", definition, uri=NETWORK))
+        self.addCleanup(virsh, "net-undefine", "lan", uri=NETWORK)
+        self.addCleanup(virsh, "net-destroy", "lan", uri=NETWORK)
+
+    def test_a_network_has_its_policy_and_its_routing_table_while_it_runs(self):
+        self.define()
+        # libvirt's own chains stay
+        bare = DEFINITION.format(elements="").replace("lan", "bare").replace("virbr7", "virbr8")
+        bare = self.write("bare.xml", bare)
+        self.assert_succeeds(virsh("net-create", bare, uri=NETWORK))
+        self.assert_succeeds(virsh("net-destroy", "bare", uri=NETWORK))
+        before = self.network()
+        phases = ["start begin -", "started begin -", "updated begin -", "stopped end -"]
+        self.record(*(f"network_{phase}.d".replace(" ", "_") for phase in phases))
+        self.assert_succeeds(virsh("net-start", "lan", uri=NETWORK))
+        routes = run(["ip", "route", "show", "table", "uplink2"]).stdout
+        self.assertEqual(routes, "10.99.0.0/24 via 10.77.0.254 dev virbr7 linkdown \n")
+        self.assertIn("from 10.77.0.5 lookup uplink2", run(["ip", "rule"]).stdout)
+        self.assertIn("from-network", run(["nft", "list", "ruleset"]).stdout)
+        text = "<txt name='example' value='x'/>"
+        update = virsh("net-update", "lan", "add", "dns-txt", text, "--live", uri=NETWORK)
+        self.assert_succeeds(update)
+        self.assert_succeeds(virsh("net-destroy", "lan", uri=NETWORK))
+        self.assertEqual(self.network(), before)
+        calls = self.recorded()
+        self.assertEqual([call.partition(" <")[0] for call in calls],
+                         [f"lan {phase}" for phase in phases])  # fmt: skip
+        for call in calls:
+            self.assertRegex(call, "<hookData> *<network> *<name>lan</name>.*</hookData>$")
+            self.assertIn('<routing-table id="101" name="uplink2">', call)
+
+    def test_a_network_whose_script_fails_does_not_start_and_its_user_reads_why(self):
+        before = self.network()
+        self.define(ELEMENTS.replace("10.77.0.254", "nowhere"))
+        result = virsh("net-start", "lan", uri=NETWORK)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("10-routing-table: lan: routing-table/route", result.stderr)
+        self.assertIn("'nowhere' is not an IP address", result.stderr)
+        line = "virt-hooks: network lan started begin -: 10-routing-table: exit status 1\n"
+        self.assertIn(line, result.stderr)
+        self.assertNotIn("uplink2", "".join(map(str, self.network())))
+        self.assertEqual(self.network()["ip rule"], before["ip rule"])
+
+
+class Daemon(HooksCase):
+    def test_the_daemon_starts_reloads_and_ends_without_xml(self):
+        install("--driver", "daemon", "--no-reload")
+        self.record("daemon_start_-_start.d", "daemon_reload_begin_SIGHUP.d")
+        self.record("daemon_shutdown_-_shutdown.d")
+        libvirtd = self.start_libvirtd()
+        wait_until(self.recorded)
+        self.assertEqual(self.recorded(), ["- start - start "])
+        os.kill(int(PID_FILE.read_text()), signal.SIGHUP)
+        wait_until(lambda: len(self.recorded()) > 1)
+        libvirtd.stop()
+        calls = ["- start - start ", "- reload begin SIGHUP ", "- shutdown - shutdown "]
+        self.assertEqual(self.recorded(), calls)
+
+    def test_what_fails_in_its_hooks_does_not_keep_the_daemon_from_running(self):
+        install("--driver", "daemon", "--no-reload")
+        self.hook("daemon_start_-_start.d/50-fail", f"#!/bin/sh\n: >{self.records}\nexit 3\n")
+        self.start_libvirtd()
+        self.assertTrue(self.records.exists())
+        self.assertEqual(virsh("uri").returncode, 0)
+
+
+class ManyGuests(HooksCase):
+    def test_fifty_guests_with_policies_and_tables_leave_the_network_as_it_was(self):
+        install("--no-reload")
+        self.start_libvirtd()
+        self.assert_succeeds(run(["ip", "link", "add", "uplink", "type", "bridge"]))
+        self.addCleanup(run, ["ip", "link", "delete", "uplink"])
+        quiet = ["ip", "link", "set", "uplink", "addrgenmode", "none"]  # no routes of the kernel's
+        self.assert_succeeds(run(quiet))
+        self.assert_succeeds(run(["ip", "addr", "add", "10.88.0.1/24", "dev", "uplink"]))
+        self.assert_succeeds(run(["ip", "link", "set", "uplink", "up"]))
+        root = root_directory(self.directory / "root")  # of them all: they write nothing
+        before = self.network()
+        guests = [
+            Guest(f"guest{number}", root, "true", ELEMENTS
+                  .replace("10.77.0.254 dev virbr7", "10.88.0.2")
+                  .replace("10.77.0.5", f"10.77.0.{number}")
+                  .replace("uplink2", f"uplink{number % 3}").replace("101", f"{101 + number % 3}"))
+            for number in range(50)
+        ]  # fmt: skip
+        for guest in guests:
+            self.addCleanup(guest.remove)
+        for guest in guests:
+            guest.start()
+        during = self.network()
+        for number in range(50):
+            self.assertIn(f"from 10.77.0.{number} lookup uplink{number % 3}", during["ip rule"])
+        self.assertEqual(during["nft --stateless list ruleset"].count("chain from-network"), 50)
+        (root / "end").touch()
+        for guest in guests:
+            guest.end()
+        self.assertEqual(self.network(), before)
+
+
+if __name__ == "__main__":
+    unittest.main()
