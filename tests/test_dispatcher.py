@@ -646,6 +646,53 @@ for descriptor in range(256):
         self.assertEqual(result.returncode, 127)
 
 
+class Foreign(DispatcherTestCase):
+    """Hook scripts that were written for other dispatchers, in the manner of public ones."""
+
+    def test_a_shell_script_that_hands_the_xml_on_to_scripts_below_itself(self):
+        handing_on = """
+            GUEST="$1" OPERATION="$2" STATE="$3"
+            BELOW="$(dirname "$0")/$GUEST.d/$OPERATION/$STATE"
+            XML=$(cat)
+            set -e
+            find -L "$BELOW" -maxdepth 1 -type f -executable | while read -r script; do
+                eval "\"$script\"" "$@" <<< "$XML"
+            done"""
+        self.add(f"{DIRECTORY}/50-hand-on", handing_on, shebang="#!/usr/bin/env bash")
+        below = f"{DIRECTORY}/web.d/prepare/begin/tell"
+        self.add(below, 'echo "$*: $(grep -c "<name>$1</name>")" >>RECORD')
+        self.assert_silent_success(self.dispatch())
+        self.assertEqual(self.recorded(), ["web prepare begin -: 1"])
+
+    def test_a_python_script_with_its_settings_beside_it_and_the_xml_in_an_element_tree(self):
+        settings = '{"web": {"ports": [80, 443]}}'
+        python = """
+import json, os, subprocess, sys
+import xml.etree.ElementTree as ElementTree
+here = os.path.dirname(os.path.abspath(__file__))
+with open(os.path.join(here, "forward.json")) as file:
+    settings = json.load(file)
+guest, action = sys.argv[1:3]
+name = ElementTree.parse(sys.stdin).getroot().findtext("name")
+if name in settings and action in ("prepare", "reconnect"):
+    for port in settings[name]["ports"]:
+        subprocess.check_call(f"echo {name} {port} >>RECORD", shell=True)
+"""
+        self.add(f"{DIRECTORY}/50-forward", python, shebang="#!/usr/bin/env python3")
+        self.write(f"hooks/{DIRECTORY}/forward.json", settings)
+        self.assert_silent_success(self.dispatch())
+        self.assertEqual(self.recorded(), ["web 80", "web 443"])
+
+    def test_one_script_for_all_phases_that_looks_at_its_arguments(self):
+        script = self.add("all-phases", 'case $2 in prepare|release) echo "$2" >>RECORD ;; esac')
+        for phase in ("prepare_begin", "started_begin", "release_end"):
+            (self.hooks / f"lxc_{phase}_-.d").mkdir()
+            (self.hooks / f"lxc_{phase}_-.d/50-all-phases").symlink_to(script)
+        for phase in (PREPARE, ("started", "begin", "-"), ("release", "end", "shutdown")):
+            self.assert_silent_success(self.dispatch("web", *phase))
+        self.assertEqual(self.recorded(), ["prepare", "release"])
+
+
 class FailStop(DispatcherTestCase):
     """Point 5."""
 

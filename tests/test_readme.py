@@ -40,6 +40,11 @@ class Readme(TestCase):
         self.assertIn("It works.", result.stdout)
         self.assertIn("greetings", result.stdout)
 
+        for command in blocks("Every driver"):
+            self.shell(command)
+        for script in ("10-routing-table", "20-network-policy"):
+            self.assertTrue((HOOKS / "network_stopped_end_-.d" / script).is_file())
+
         for command in blocks("A script of your own"):
             self.shell(command)
         self.own_scripts_work()
