@@ -1,5 +1,6 @@
 """The hooks of libvirt's network driver and of its daemon; many guests with networks of theirs."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from libvirt import (
     PID_FILE,
     Guest,
     Libvirtd,
+    LostGuest,
     install,
     root_directory,
     virsh,
@@ -53,6 +55,7 @@ class HooksCase(TestCase):
         super().setUp()
         self.records = self.directory / "records"
         self.addCleanup(shutil.rmtree, HOOKS)
+        self.addCleanup(run, ["nft", "flush", "ruleset"])  # libvirt leaves chains of its own
 
     def hook(self, path, text):
         """Put a script into the hooks directory."""
@@ -132,6 +135,7 @@ class Network(HooksCase):
     def test_a_network_whose_script_fails_does_not_start_and_its_user_reads_why(self):
         before = self.network()
         self.define(ELEMENTS.replace("10.77.0.254", "nowhere"))
+        self.addCleanup(run, ["ip", "link", "delete", "virbr7"])  # libvirt leaves it
         result = virsh("net-start", "lan", uri=NETWORK)
         self.assertEqual(result.returncode, 1)
         self.assertIn("10-routing-table: lan: routing-table/route", result.stderr)
@@ -191,9 +195,10 @@ class ManyGuests(HooksCase):
         for number in range(50):
             self.assertIn(f"from 10.77.0.{number} lookup uplink{number % 3}", during["ip rule"])
         self.assertEqual(during["nft --stateless list ruleset"].count("chain from-network"), 50)
-        (root / "end").touch()
         for guest in guests:
-            guest.end()
+            with contextlib.suppress(LostGuest):  # then it is destroyed
+                guest.end()
+            guest.remove()
         self.assertEqual(self.network(), before)
 
 
