@@ -12,11 +12,13 @@ import signal
 import subprocess
 import time
 import unittest
+from pathlib import Path
 
 from harness import CAPTURES, CHECKOUT, PHASES, Syslog, TestCase
 
 PREPARE = ("prepare", "begin", "-")
 DIRECTORY = "lxc_prepare_begin_-.d"
+KEPT = "/run/virt-hooks-code"
 LIBVIRT = {"PATH": os.environ["PATH"], "HOME": "/", "LC_ALL": "C"}  # a hook's whole environment
 OTHER = 1000  # some user who is not root
 XML = b"<domain type='lxc'><name>web</name></domain>\n"
@@ -1130,6 +1132,136 @@ class TimeLimit(DispatcherTestCase):
         path = self.hooks / DIRECTORY / "timeout"
         path.symlink_to("nowhere")
         self.assert_refused(self.dispatch(), path)
+
+
+class Copies(DispatcherTestCase):
+    """A script of the dispatcher's own interpreter runs in a copy of it, which nobody can tell."""
+
+    OWN, FRESH = "#!/usr/bin/python3 -IS", "#!/usr/bin/python3 -ISB"  # the other is started anew
+    PROBE = """
+import os, resource, signal, sys
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
+for key in ("Name", "Umask", "SigBlk", "SigCgt", "Threads", "CapEff", "NoNewPrivs"):
+    print(key, status[key])
+print("ignored", int(status["SigIgn"], 16) & ~(3 << 31))  # signals 32 and 33 are glibc's own
+print("group", os.getpgrp() == os.getpid(), os.getsid(0) == os.getsid(os.getppid()))
+print("environ", sorted(os.environb.items()), open("/proc/self/environ", "rb").read())
+print("arguments", sys.argv[1:], os.path.basename(sys.argv[0]), __file__ == sys.argv[0])
+print("name", __name__, __doc__, sorted(globals().keys() & {"main", "Failure", "copy", "script"}))
+print("python", sys.path, sys.flags.isolated, sys.flags.no_site, sys.executable, sys.exc_info())
+print("open", [fd for fd in range(200) if os.path.exists(f"/proc/self/fd/{fd}")], os.getcwd())
+for stream in (sys.stdin, sys.stdout, sys.stderr):
+    print(stream.fileno(), stream.encoding, stream.errors, stream.line_buffering)
+print("first", sys.stdin.readline(), sys.stdin.seekable(), sys.stdin.seek(0), sys.stdin.read())
+print([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGPIPE, signal.SIGTERM)])
+print("limits", resource.getrlimit(resource.RLIMIT_NOFILE), os.nice(0))
+"""
+
+    def both(self, commands, xml=XML, **options):
+        """What the dispatcher does with a script that it copies itself for, and one it starts."""
+        results = []
+        for shebang in (self.OWN, self.FRESH):
+            self.add(f"{DIRECTORY}/10-a", commands, shebang=shebang)
+            result = self.dispatch(xml=xml, **options)
+            results.append((result.returncode, result.stdout, result.stderr, self.recorded()))
+        return results
+
+    def test_it_is_a_copy(self):
+        commands = "import os, sys; sys.stderr.write(open('/proc/self/cmdline').read())"
+        copied, started = self.both(commands)
+        self.assertIn(f"{self.hooks}/lxc", copied[2])
+        self.assertNotIn(f"{self.hooks}/lxc\0", started[2])
+
+    def test_it_has_all_that_a_new_process_has_and_nothing_else(self):
+        for environment in (LIBVIRT, {}, {"LANG": "C.UTF-8", "X": "y"}, {"LC_CTYPE": "POSIX"}):
+            for options in ({}, {"cwd": "/"}, {"stdin": subprocess.DEVNULL}):
+                with self.subTest(environment=environment, options=options):
+                    copied, started = self.both(self.PROBE, env=environment, **options)
+                    self.assertEqual(copied[0], 0, copied[2])
+                    self.assertEqual(copied[1].splitlines(), started[1].splitlines())
+                    self.assertEqual(copied[2:], started[2:])
+
+    def test_it_ends_as_a_new_process_does(self):
+        for commands in (
+            "pass",
+            "import sys; sys.exit(7)",
+            "import sys; sys.exit()",
+            "import sys; sys.exit('what went wrong')",
+            "raise SystemExit(300)",
+            "import os; os._exit(9)",
+            "import os; os.kill(os.getpid(), 9)",
+            "import os; os.kill(os.getpid(), 15)",
+            "import atexit; atexit.register(print, 'at exit'); print('before')",
+            "import sys; sys.stdout.write('no end of line'); sys.stderr.write('nor here')",
+            "import threading; threading.Timer(0.2, lambda: print('thread')).start()",
+            "import os; os.setsid() if os.getpgrp() != os.getpid() else None; print('session')",
+            "import os; os.close(1); os.close(2)",
+            "x = 'é'; import sys; sys.stdout.buffer.write(x.encode())",
+            "import syslog; syslog.openlog('another'); syslog.syslog('text')",
+        ):
+            with self.subTest(commands):
+                copied, started = self.both(commands)
+                self.assertEqual(copied, started)
+
+    def test_an_error_in_it_is_shown_as_python_shows_it(self):
+        for commands, shown in (
+            ("x = 1/0", "ZeroDivisionError: division by zero"),
+            ("def f(:", "SyntaxError: invalid syntax"),
+            ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+            ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ):
+            with self.subTest(commands):
+                copied, started = self.both(commands)
+                self.assertEqual(copied[0], started[0])
+                for result in (copied, started):
+                    self.assertIn(f"{shown}\n", result[2])
+                    self.assertIn(f'File "{self.hooks}/{DIRECTORY}/10-a", line 2', result[2])
+                    self.assertNotIn("During handling", result[2])
+                self.assertEqual(copied[2], started[2])
+
+    def test_a_later_script_is_run_by_the_dispatcher_and_not_by_the_copy(self):
+        self.add(f"{DIRECTORY}/10-a", "pass", shebang=self.OWN)
+        self.add(f"{DIRECTORY}/20-b", "import os; print(os.getppid())", shebang=self.OWN)
+        self.add(f"{DIRECTORY}/30-c", "echo $PPID")
+        process = self.start()
+        self.assertEqual(self.finish(process, XML).stdout, f"{process.pid}\n" * 2)
+
+    def test_at_once_past_its_time_limit_it_is_ended(self):
+        self.add(f"{DIRECTORY}/10-a", "import time; time.sleep(50)", shebang=self.OWN)
+        (self.hooks / DIRECTORY / "timeout").write_text("0.0001")
+        result = self.dispatch()
+        self.assertEqual(result.returncode, 143)
+        self.assertEqual(result.stderr.count("\n"), 1)
+
+    def test_a_script_runs_as_it_now_is_whatever_its_size_and_its_time(self):
+        for number in (1, 2, 1):
+            path = f"{DIRECTORY}/10-a"
+            self.add(path, f"import sys; sys.stderr.write('{number}')", shebang=self.OWN)
+            os.utime(self.hooks / path, (1, 1))
+            for _ in range(2):
+                self.assertEqual(self.dispatch().stderr, f"{number}")
+
+    def test_what_is_kept_of_its_code_is_used_and_only_root_can_write_it(self):
+        self.add(f"{DIRECTORY}/10-a", "pass", shebang=self.OWN)
+        shutil.rmtree(KEPT, ignore_errors=True)
+        old = os.umask(0)
+        self.addCleanup(os.umask, old)
+        self.assert_silent_success(self.dispatch())
+        os.umask(old)
+        status = os.stat(KEPT)
+        self.assertEqual((status.st_uid, status.st_mode & 0o777), (0, 0o700))
+        (kept,) = os.listdir(KEPT)
+        before = os.stat(f"{KEPT}/{kept}")
+        self.assert_silent_success(self.dispatch())
+        after = os.stat(f"{KEPT}/{kept}")
+        self.assertEqual((after.st_ino, after.st_mtime_ns), (before.st_ino, before.st_mtime_ns))
+
+    def test_where_its_code_cannot_be_kept_it_runs_all_the_same(self):
+        self.add(f"{DIRECTORY}/10-a", "import sys; sys.stderr.write('ran')", shebang=self.OWN)
+        shutil.rmtree(KEPT, ignore_errors=True)
+        Path(KEPT).touch()
+        self.addCleanup(os.unlink, KEPT)
+        self.assertEqual(self.dispatch().stderr, "ran")
 
 
 class Background(DispatcherTestCase):
