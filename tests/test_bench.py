@@ -35,6 +35,8 @@ class Bench(harness.TestCase):
     def test_a_directory_that_it_cannot_write_is_one_line_of_error(self):
         result = self.bench("--runs", "1", "5", "--directory", "/proc")
         self.assert_one_line_error(result, "bench/run: ", "/proc")
+        result = self.bench("--runs", "1", "5", "--directory", "/run")
+        self.assert_one_line_error(result, "bench/run: /run/virt-hooks-bench-")
 
     def test_it_refuses_a_point_that_does_not_exist(self):
         for argument in ("8", "0", "speed"):
