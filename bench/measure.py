@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import time
 
-SIGPIPE, SIGXFSZ = 13, 25
+SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25
 PYTHON = "/usr/bin/python3"
 # as libvirt's daemon has it, less /usr/local, which may have another Python
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "LC_ALL": "C"}
@@ -29,9 +29,18 @@ def seconds(*command, xml="/dev/null"):
     ]
     began = time.perf_counter()
     pid = os.posix_spawnp(
-        command[0], command, os.environ, file_actions=actions, setsigdef=[SIGPIPE, SIGXFSZ]
-    )
-    _pid, status = os.waitpid(pid, 0)
+        command[0], command, os.environ,
+        setpgroup=0, file_actions=actions, setsigdef=[SIGPIPE, SIGXFSZ],
+    )  # fmt: skip
+    try:
+        _pid, status = os.waitpid(pid, 0)
+    except BaseException:  # ended by a signal: what it runs must not go on writing
+        try:
+            os.killpg(pid, SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # it has just ended by itself
+        raise
     took = time.perf_counter() - began
     if status:
         said = os.fsdecode(os.pread(messages, 9999, 0)).strip()

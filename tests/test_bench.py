@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import time
 
 import harness
 
@@ -37,6 +39,18 @@ class Bench(harness.TestCase):
         self.assert_one_line_error(result, "bench/run: ", "/proc")
         result = self.bench("--runs", "1", "5", "--directory", "/run")
         self.assert_one_line_error(result, "bench/run: /run/virt-hooks-bench-")
+
+    def test_ended_by_a_signal_it_leaves_nothing_behind(self):
+        command = [BENCH, "--directory", self.directory, "scripts"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        while not list(self.directory.glob("*/scripts-30/lxc")):
+            self.assertIsNone(process.poll())
+            time.sleep(0.01)
+        process.terminate()
+        self.assertEqual(process.wait(timeout=60), 128 + 15)
+        self.assertEqual(os.listdir(self.directory), [])
 
     def test_it_refuses_a_point_that_does_not_exist(self):
         for argument in ("8", "0", "speed"):
