@@ -129,7 +129,7 @@ class Common(unittest.TestCase):
 
 # sys.stdlib_module_names is of Python 3.10
 STANDARD_LIBRARY = {"ctypes", "errno", "fcntl", "grp", "ipaddress", "marshal", "os", "posix", "pwd",
-                    "select", "signal", "stat", "sys", "syslog", "time", "xml"}  # fmt: skip
+                    "_signal", "select", "stat", "sys", "syslog", "time", "xml"}  # fmt: skip
 
 
 if __name__ == "__main__":
