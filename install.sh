@@ -4,51 +4,64 @@
 # What it installs it records in the hooks directory, in .virt-hooks.sha256: for a file the line of
 # sha256sum(1), for a link "#link:TARGET  NAME", a comment to "sha256sum -c". A file that is as
 # recorded is ours, to be replaced or removed; any other is an administrator's, and stays. Since the
-# record is written first, a run that was killed leaves nothing that the next one does not know.
+# record is written first, a run that was killed leaves nothing that the next one does not know. The
+# command, its manual and its completion are there by their absolute paths, without DESTDIR.
+#
+# Beside it, .virt-hooks.told has a line for each hook and each daemon process that was told of it:
+# the driver, the daemon, its process number and its start time in clock ticks since boot (proc(5)).
 set -eu
 umask 022
 export LC_ALL=C # one order of sorting, one language of messages
 
 RECORD=.virt-hooks.sha256
+TOLD=.virt-hooks.told
 TEMPORARY=.virt-hooks.tmp # a file that is being written; its name keeps it from being run
 ALL_DRIVERS='daemon qemu lxc libxl bhyve network ch'
+COMMAND=/ # owns, as each driver owns its hooks, what is recorded by an absolute path
 NEWLINE='
 '
 
 main() {
-    drivers='' hooks=/etc/libvirt/hooks action=install reload=yes
+    drivers='' hooks=/etc/libvirt/hooks prefix=/usr/local action=install reload=yes
     read_options "$@"
-    hooks=$(absolute "${DESTDIR:-}")$hooks
+    stage=$(absolute "${DESTDIR:-}")
+    hooks=$stage$hooks
     here=$(dirname -- "$(readlink -f -- "$0")")
     cd -- "$here"
     case $action in
-        install) drivers=${drivers:-lxc} && install_hooks ;;
-        uninstall) uninstall_hooks ;;
+        install) drivers=${drivers:-lxc} && install_all "$COMMAND $drivers" ;;
+        uninstall) uninstall ;;
         demo) demo ;;
     esac
 }
 
 usage() {
     cat <<'END'
-usage: install.sh [--driver NAME]... [--hooks-dir DIR] [--no-reload] [--uninstall]
+usage: install.sh [--driver NAME]... [--hooks-dir DIR] [--prefix DIR]
+                  [--no-reload] [--uninstall]
        install.sh --demo
        install.sh --help
 
-Installs the dispatcher and the scripts of virt-hooks, or upgrades them.
+Installs the dispatcher and the scripts of virt-hooks, and the command
+virt-hooks with its manual pages and its completion for bash; or upgrades them.
 
-  --driver NAME    for this driver: daemon, qemu, lxc, libxl, bhyve, network or ch; repeatable.
-                   Without it: lxc; with --uninstall: all that are installed
-  --hooks-dir DIR  in this directory, instead of /etc/libvirt/hooks
+  --driver NAME    for this driver: daemon, qemu, lxc, libxl, bhyve, network or
+                   ch; repeatable. Without it: lxc; with --uninstall: all that
+                   are installed. With the last one the command goes
+  --hooks-dir DIR  the hooks in this directory, instead of /etc/libvirt/hooks
+  --prefix DIR     the command in DIR/sbin, the rest of it in DIR/share, instead
+                   of /usr/local
   --no-reload      do not tell the libvirt daemons that run
   --uninstall      remove what was installed and has not been changed since
-  --demo           show what it does for an example guest, in a mount namespace that leaves
-                   nothing behind; needs root, but no libvirt
+  --demo           show what it does for an example guest, in a mount namespace
+                   that leaves nothing behind; needs root, but no libvirt
 
-With DESTDIR in the environment it installs below that directory, and tells no daemon.
+With DESTDIR in the environment it installs below that directory, and tells no
+daemon.
 
-A file that was changed since it was installed stays, and so does anything that was not installed
-from here; the new version is put beside it as NAME.new, which never runs. To keep a script from
-running: chmod -x; upgrades respect that.
+A file that was changed since it was installed stays, and so does anything that
+was not installed from here; the new version is put beside it as NAME.new, which
+never runs. To keep a script from running: chmod -x; upgrades respect that.
 END
 }
 
@@ -56,11 +69,12 @@ read_options() {
     options=$#
     while [ $# -gt 0 ]; do
         case $1 in
-            --driver | --hooks-dir) [ $# -gt 1 ] || refuse_usage "$1 needs a value" ;;
+            --driver | --hooks-dir | --prefix) [ $# -gt 1 ] || refuse_usage "$1 needs a value" ;;
         esac
         case $1 in
             --driver) add_driver "$2" && shift ;;
-            --hooks-dir) set_hooks "$2" && shift ;;
+            --hooks-dir) require_path "$1" "$2" && hooks=${2%/} && shift ;;
+            --prefix) require_path "$1" "$2" && prefix=${2%/} && shift ;;
             --no-reload) reload='' ;;
             --uninstall) action=uninstall ;;
             --demo) [ "$options" = 1 ] || refuse_usage '--demo takes no other option'
@@ -83,10 +97,11 @@ add_driver() {
     esac
 }
 
-set_hooks() {
-    case $1 in
-        /*) hooks=${1%/} ;;
-        *) refuse_usage "--hooks-dir '$1' is not an absolute path" ;;
+require_path() {
+    case $2 in
+        *"$NEWLINE"*) refuse_usage "$1 takes no path with a line break" ;;
+        /*) ;;
+        *) refuse_usage "$1 '$2' is not an absolute path" ;;
     esac
 }
 
@@ -111,32 +126,41 @@ absolute() {
     esac
 }
 
-# Where each file goes in the hooks directory, and which file of ours it is, or which link. The
-# dispatcher comes last: before all scripts are there, it must not run any of them.
+# What an owner has: each file of ours, or link, and where it goes, which is in the hooks directory
+# or an absolute path. A dispatcher comes last: before all scripts are there, it must not run any.
 contents() {
+    if [ "$1" = "$COMMAND" ]; then
+        cat <<END
+virt-hooks $prefix/sbin/virt-hooks
+man/virt-hooks.8 $prefix/share/man/man8/virt-hooks.8
+man/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5
+completion/virt-hooks $prefix/share/bash-completion/completions/virt-hooks
+END
+        return
+    fi
     prepare=$1_prepare_begin_-.d start=$1_start_begin_-.d
     stopped=$1_stopped_end_-.d release=$1_release_end_-.d
     if has_prepare_and_release "$1"; then
         cat <<END
-$prepare/10-mkdirs lxc_prepare_begin_-.d/10-mkdirs
-$prepare/20-ramdisk lxc_prepare_begin_-.d/20-ramdisk
-$prepare/30-preload lxc_prepare_begin_-.d/30-preload
-$start/10-routing-table lxc_start_begin_-.d/10-routing-table
-$start/20-network-policy lxc_start_begin_-.d/20-network-policy
-$stopped/10-routing-table #link:../$start/10-routing-table
-$stopped/20-network-policy #link:../$start/20-network-policy
-$release/10-archive lxc_release_end_-.d/10-archive
-$release/20-ramdisk #link:../$prepare/20-ramdisk
-$release/30-post-rm-rf lxc_release_end_-.d/30-post-rm-rf
+lxc_prepare_begin_-.d/10-mkdirs $prepare/10-mkdirs
+lxc_prepare_begin_-.d/20-ramdisk $prepare/20-ramdisk
+lxc_prepare_begin_-.d/30-preload $prepare/30-preload
+lxc_start_begin_-.d/10-routing-table $start/10-routing-table
+lxc_start_begin_-.d/20-network-policy $start/20-network-policy
+#link:../$start/10-routing-table $stopped/10-routing-table
+#link:../$start/20-network-policy $stopped/20-network-policy
+lxc_release_end_-.d/10-archive $release/10-archive
+#link:../$prepare/20-ramdisk $release/20-ramdisk
+lxc_release_end_-.d/30-post-rm-rf $release/30-post-rm-rf
 END
     fi
     if [ "$1" = qemu ]; then
         cat <<END
 qemu_restore_begin_-.d/00-saved-image qemu_restore_begin_-.d/00-saved-image
-qemu_started_begin_-.d/00-saved-image #link:../qemu_restore_begin_-.d/00-saved-image
+#link:../qemu_restore_begin_-.d/00-saved-image qemu_started_begin_-.d/00-saved-image
 END
     fi
-    say "$1 hooks/lxc"
+    say "hooks/lxc $1"
 }
 
 has_prepare_and_release() {
@@ -145,20 +169,20 @@ has_prepare_and_release() {
     esac
 }
 
-install_hooks() {
-    wanted=$(for driver in $drivers; do contents "$driver"; done | with_fingerprints)
+# Install what these owners have: drivers, or the command.
+install_all() {
+    wanted=$(for owner in $1; do contents "$owner"; done | with_fingerprints)
     mkdir -p -- "$hooks"
     lock
-    read_record
     say "$wanted" | refuse_foreign
     plan=$(say "$wanted" | with_actions)
-    new=$(say "$plan" | while read -r _action sum path _source; do say "$sum  $path"; done)
-    others=$(say "$recorded" | of_other_drivers)
+    new=$(say "$plan" | while read -r _action sum _source path; do say "$sum  $path"; done)
+    others=$(say "$recorded" | of_others "$1")
     write_record "$recorded$NEWLINE$new"
     say "$plan" | carry_out
-    for driver in $drivers; do
-        for path in $(recorded_paths "$driver"); do
-            has_path "$new" "$path" || remove "$path" # not in this version
+    for owner in $1; do
+        recorded_paths "$owner" | while read -r path; do
+            has_path "$new" "$path" || remove "$path" # not in this version, or not there any more
         done
     done
     write_record "$others$NEWLINE$new"
@@ -167,16 +191,24 @@ install_hooks() {
     tell_libvirt
 }
 
-# Before each path and its source, put the fingerprint that it is to have.
+# Before each source and its path, put the fingerprint that it is to have.
 with_fingerprints() {
-    while read -r path source; do
+    while read -r source path; do
         case $source in
             '#link:'*) sum=$source ;;
             *) sum=$(fingerprint "$source") ;;
         esac
         [ -n "$sum" ] || fail "$here/$source is missing"
-        say "$sum $path $source"
+        say "$sum $source $path"
     done
+}
+
+# Set $file to where a path of the record really is.
+locate() {
+    case $1 in
+        /*) file=$stage$1 ;;
+        *) file=$hooks/$1 ;;
+    esac
 }
 
 # What is at a path, as the record has it: a file's sum or a link's target; empty for nothing.
@@ -195,6 +227,7 @@ fingerprint() {
 lock() {
     exec 9<"$hooks"
     flock 9
+    read_record
     remove_temporary # of a run that was killed
     trap remove_temporary EXIT
     trap 'exit 129' HUP
@@ -204,6 +237,9 @@ lock() {
 
 remove_temporary() {
     rm -f -- "$hooks/$TEMPORARY" "$hooks"/*/"$TEMPORARY"
+    recorded_paths "$COMMAND" | while read -r path; do
+        rm -f -- "$stage${path%/*}/$TEMPORARY"
+    done
 }
 
 read_record() {
@@ -221,19 +257,19 @@ write_record() {
         rm -f -- "$hooks/$RECORD"
     elif [ "$lines" != "$recorded" ]; then
         say "$lines" >"$hooks/$TEMPORARY"
-        publish 0644 "$RECORD"
+        publish 0644 "$hooks/$RECORD"
     fi
     recorded=$lines
 }
 
-# Give the temporary file beside a path its mode, and the path's name once its contents are on disk.
+# Give the temporary file beside a file its mode, and the file's name once its contents are on disk.
 publish() {
-    temporary=$hooks/$(dirname -- "$2")/$TEMPORARY
+    temporary=${2%/*}/$TEMPORARY
     if [ ! -h "$temporary" ]; then
         chmod "$1" -- "$temporary"
         sync -- "$temporary"
     fi
-    mv -f -T -- "$temporary" "$hooks/$2"
+    mv -f -T -- "$temporary" "$2"
 }
 
 has_path() {
@@ -253,20 +289,29 @@ is_recorded() {
 
 # Whether a path is ours to write: nothing is there, or what we have put there or are about to.
 is_ours() {
-    there=$(fingerprint "$hooks/$1")
+    locate "$1"
+    there=$(fingerprint "$file")
     [ -z "$there" ] || [ "$there" = "$2" ] || is_recorded "$there" "$1"
 }
 
 # Before anything is changed: what libvirt runs now is not ours to replace.
 refuse_foreign() {
-    while read -r sum path _source; do
-        directory=$hooks/${path%/*}
-        if [ "$path" = "${path%/*}" ]; then
-            is_ours "$path" "$sum" || has_path "$recorded" "$path" || refuse_dispatcher "$path"
-        elif [ -h "$directory" ] || { [ -e "$directory" ] && [ ! -d "$directory" ]; }; then
-            fail "$directory is not a directory; nothing was changed"
-        fi
+    while read -r sum _source path; do
+        locate "$path"
+        directory=${file%/*}
+        case $path in
+            */*) ;;
+            *) is_ours "$path" "$sum" || has_path "$recorded" "$path" || refuse_dispatcher "$path" ;;
+        esac
+        case $path in
+            [!/]*/*) [ ! -h "$directory" ] || refuse_directory "$directory" ;;
+        esac
+        [ ! -e "$directory" ] || [ -d "$directory" ] || refuse_directory "$directory"
     done
+}
+
+refuse_directory() {
+    fail "$1 is not a directory; nothing was changed"
 }
 
 refuse_dispatcher() {
@@ -280,63 +325,67 @@ Then run install.sh again."
 
 # Before each line, put what is to be done: put it there; or keep what is there, and put it beside.
 with_actions() {
-    while read -r sum path source; do
+    while read -r sum source path; do
         if is_ours "$path" "$sum"; then
-            say "put $sum $path $source"
+            say "put $sum $source $path"
         elif is_ours "$path.new" "$sum"; then
-            say "keep $sum $path"
-            say "put $sum $path.new $source"
+            say "keep $sum $source $path"
+            say "put $sum $source $path.new"
         else
-            say "keep-both $sum $path"
+            say "keep-both $sum $source $path"
         fi
     done
 }
 
 carry_out() {
-    while read -r action sum path source; do
+    while read -r action sum source path; do
+        locate "$path"
         case $action in
-            put) put "$sum" "$path" "$source" ;;
-            keep) say "kept $hooks/$path, which is not as installed; see ${path##*/}.new" ;;
-            keep-both) say "kept $hooks/$path and ${path##*/}.new, which are not as installed" ;;
+            put) put "$sum" "$source" ;;
+            keep) say "kept $file, which is not as installed; see ${file##*/}.new" ;;
+            keep-both) say "kept $file and ${file##*/}.new, which are not as installed" ;;
         esac
     done
 }
 
+# Put a source with this fingerprint at $file.
 put() {
-    [ "$(fingerprint "$hooks/$2")" != "$1" ] || return 0
-    directory=$hooks/$(dirname -- "$2")
-    mkdir -p -- "$directory"
-    case $(stat -c %A -- "$hooks/$2" 2>/dev/null) in # "test -x" fails where mounted noexec
-        '') mode=0755 did=installed ;;
-        *[xst]*) mode=0755 did=updated ;;
+    [ "$(fingerprint "$file")" != "$1" ] || return 0
+    mkdir -p -- "${file%/*}"
+    case $2:$(stat -c %A -- "$file" 2>/dev/null) in # "test -x" fails where mounted noexec
+        man/*: | completion/*:) mode=0644 did=installed ;;
+        man/* | completion/*) mode=0644 did=updated ;;
+        *:) mode=0755 did=installed ;;
+        *:*[xst]*) mode=0755 did=updated ;;
         *) mode=0644 did='updated, but did not make executable,' ;;
     esac
-    case $3 in
-        '#link:'*) ln -s -- "${3#"#link:"}" "$directory/$TEMPORARY" ;;
-        *) cp -- "$3" "$directory/$TEMPORARY" ;;
+    case $2 in
+        '#link:'*) ln -s -- "${2#"#link:"}" "${file%/*}/$TEMPORARY" ;;
+        *) cp -- "$2" "${file%/*}/$TEMPORARY" ;;
     esac
-    publish "$mode" "$2"
-    say "$did $hooks/$2"
+    publish "$mode" "$file"
+    say "$did $file"
 }
 
 is_of() {
     case $1 in
+        "$COMMAND"*) [ "$2" = "$COMMAND" ] ;;
         "$2" | "$2".new | "$2"_*) ;;
         *) return 1 ;;
     esac
 }
 
-of_other_drivers() {
+of_others() {
     while read -r sum path; do
         [ -n "$path" ] || continue # no record yet
-        for driver in $drivers; do
-            ! is_of "$path" "$driver" || continue 2
+        for owner in $1; do
+            ! is_of "$path" "$owner" || continue 2
         done
         say "$sum  $path"
     done
 }
 
-# What a driver has by the record, in the order in which it can go: the dispatcher first, since
+# What an owner has by the record, in the order in which it can go: the dispatcher first, since
 # without it nothing runs, and deletion before the archive that it depends on.
 recorded_paths() {
     say "$recorded" | while read -r _sum path; do
@@ -348,39 +397,43 @@ recorded_paths() {
     done | sort -r -u | cut -c 3-
 }
 
-# Remove what is as we have recorded it, and its directory if that was the last.
+# Remove what is as we have recorded it, and its phase directory if that was the last.
 remove() {
-    there=$(fingerprint "$hooks/$1")
+    locate "$1"
+    there=$(fingerprint "$file")
     if is_recorded "$there" "$1"; then
-        rm -f -- "$hooks/$1"
-        say "removed $hooks/$1"
+        rm -f -- "$file"
+        say "removed $file"
     elif [ -n "$there" ]; then
-        say "left $hooks/$1, which is not as installed"
+        say "left $file, which is not as installed"
     fi
-    directory=$hooks/${1%/*}
-    if [ "$1" != "${1%/*}" ] && [ -d "$directory" ]; then
-        rmdir --ignore-fail-on-non-empty -- "$directory"
-    fi
+    case $1 in
+        [!/]*/*) [ ! -d "${file%/*}" ] || rmdir --ignore-fail-on-non-empty -- "${file%/*}" ;;
+    esac
 }
 
-uninstall_hooks() {
+uninstall() {
     if [ ! -e "$hooks/$RECORD" ]; then
         say "nothing is installed in $hooks"
         return
     fi
     lock
-    read_record
-    for driver in ${drivers:=$(recorded_drivers)}; do
-        [ -n "$(recorded_paths "$driver")" ] || say "nothing is installed for $driver"
-        for path in $(recorded_paths "$driver"); do
-            if is_needed "$path" "$driver"; then
+    owners=${drivers:=$(recorded_drivers)}
+    if [ -z "$(say "$recorded" | of_others "$drivers $COMMAND")" ]; then
+        owners="$owners $COMMAND" # with the last driver
+    fi
+    for owner in $owners; do
+        [ -n "$(recorded_paths "$owner")" ] || [ "$owner" = "$COMMAND" ] ||
+            say "nothing is installed for $owner"
+        recorded_paths "$owner" | while read -r path; do
+            if is_needed "$path" "$owner"; then
                 say "left $hooks/$path: 30-post-rm-rf stays, and deletes what it has archived"
             else
                 remove "$path"
             fi
         done
     done
-    write_record "$(say "$recorded" | of_other_drivers)$NEWLINE$(say "$recorded" | still_there)"
+    write_record "$(say "$recorded" | of_others "$owners")$NEWLINE$(say "$recorded" | still_there)"
     tell_libvirt
 }
 
@@ -398,7 +451,8 @@ is_needed() {
 
 still_there() {
     while read -r sum path; do
-        [ "$(fingerprint "$hooks/$path")" != "$sum" ] || say "$sum  $path"
+        locate "$path"
+        [ "$(fingerprint "$file")" != "$sum" ] || say "$sum  $path"
     done
 }
 
@@ -436,23 +490,52 @@ restore_labels() {
 
 # libvirt looks for hooks when it starts and when it gets SIGHUP.
 tell_libvirt() {
-    if [ -n "${DESTDIR:-}" ] || [ -z "$reload" ]; then
-        return
-    fi
     told=
-    for daemon in $(for driver in $drivers; do daemons_of "$driver"; done | sort -u); do
-        pid=$(cat "/run/$daemon.pid" 2>/dev/null) || continue
-        if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$daemon" ]; then # not a later process
-            told=yes
-            if kill -HUP "$pid"; then
-                say "told $daemon (process $pid) to look for hooks"
-            else
-                say "install.sh: warning: could not tell $daemon (process $pid)" >&2
-            fi
+    if [ -z "${DESTDIR:-}" ] && [ -n "$reload" ]; then
+        for daemon in $(for driver in $drivers; do daemons_of "$driver"; done | sort -u); do
+            pid=$(cat "/run/$daemon.pid" 2>/dev/null) || continue
+            [ "$(name_of "$pid")" != "$daemon" ] || tell "$daemon" "$pid" # not a later process
+        done
+        [ -n "$told" ] || say 'no libvirt daemon runs; when one starts, it looks for hooks'
+    fi
+    write_told
+}
+
+name_of() {
+    cat "/proc/$1/comm" 2>/dev/null || true # it has ended
+}
+
+tell() {
+    told=$told$NEWLINE
+    if kill -HUP "$2"; then
+        say "told $1 (process $2) to look for hooks"
+        for driver in $(recorded_drivers); do
+            told="$told$driver $1 $2 $(start_time "$2")$NEWLINE"
+        done
+    else
+        say "install.sh: warning: could not tell $1 (process $2)" >&2
+    fi
+}
+
+start_time() {
+    sed 's/.*) //' "/proc/$1/stat" | cut -d ' ' -f 20
+}
+
+# Note which daemons know of which hooks. Of earlier notes stays what is still so.
+write_told() {
+    lines=$({
+        say "$told"
+        [ ! -e "$hooks/$TOLD" ] || cat -- "$hooks/$TOLD"
+    } | while read -r driver daemon pid started; do
+        if has_path "$recorded" "$driver" && [ "$(name_of "$pid")" = "$daemon" ]; then
+            say "$driver $daemon $pid $started"
         fi
-    done
-    if [ -z "$told" ]; then
-        say 'no libvirt daemon runs; when one starts, it looks for hooks'
+    done | sort -u)
+    if [ -n "$lines" ]; then
+        say "$lines" >"$hooks/$TEMPORARY"
+        publish 0644 "$hooks/$TOLD"
+    else
+        rm -f -- "$hooks/$TOLD"
     fi
 }
 
@@ -484,8 +567,8 @@ demo() {
     xml=/srv/web.xml
     cp -- examples/web.xml "$xml"
     heading 'Installing into a directory that only this demonstration has'
-    DESTDIR=/srv hooks=/srv/hooks drivers=lxc
-    install_hooks
+    DESTDIR=/srv stage=/srv hooks=/srv/hooks drivers=lxc
+    install_all "$drivers"
 
     mkdir -p /srv/golden/web /srv/web/rootfs
     say 'Hello from the golden copy' >/srv/golden/web/greeting

@@ -29,11 +29,17 @@ from libvirt import HOOKS, Libvirtd, root_directory, virsh, wait_until
 
 ALL_DRIVERS = ("daemon", "qemu", "lxc", "libxl", "bhyve", "network", "ch")
 PREPARE, RELEASE = "lxc_prepare_begin_-.d", "lxc_release_end_-.d"
-RECORD = ".virt-hooks.sha256"
+RECORD, TOLD = ".virt-hooks.sha256", ".virt-hooks.told"
 FILES = {"lxc": "hooks/lxc"}  # where they are installed, and where they come from
 FILES |= {f"{place}/{name}": f"{place}/{name}" for name, place in SCRIPTS.items()}
 QEMU_FILE = "qemu_restore_begin_-.d/00-saved-image"
 QEMU_LINK = "qemu_started_begin_-.d/00-saved-image"
+COMMAND = {  # where it is below the prefix, and where it comes from
+    "sbin/virt-hooks": "virt-hooks",
+    "share/man/man8/virt-hooks.8": "man/virt-hooks.8",
+    "share/man/man5/virt-hooks.5": "man/virt-hooks.5",
+    "share/bash-completion/completions/virt-hooks": "completion/virt-hooks",
+}
 LINK = f"{RELEASE}/20-ramdisk"
 SOME_FILES = ("lxc", f"{PREPARE}/20-ramdisk", f"{RELEASE}/10-archive")
 EXAMPLE = CHECKOUT / "examples/web.xml"
@@ -44,12 +50,13 @@ class InstallTestCase(TestCase):
     def setUp(self):
         super().setUp()
         self.hooks = self.directory / "hooks"
+        self.prefix = self.directory / "usr"
 
     def install(self, *options, source=CHECKOUT, **more):
-        """Run install.sh, by default into self.hooks and without telling anybody."""
+        """Run install.sh, by default into self.hooks and self.prefix, without telling anybody."""
         more.setdefault("env", {"PATH": os.environ["PATH"]})
-        command = [source / "install.sh", "--hooks-dir", self.hooks, "--no-reload", *options]
-        return run(command, **more)
+        places = ["--hooks-dir", self.hooks, "--prefix", self.prefix]
+        return run([source / "install.sh", *places, "--no-reload", *options], **more)
 
     def installed(self, *options, **more):
         result = self.install(*options, **more)
@@ -58,9 +65,11 @@ class InstallTestCase(TestCase):
 
     def copy_of_checkout(self, name="checkout"):
         copy = self.directory / name
-        for part in (CHECKOUT / "hooks", CHECKOUT / "examples", *CHECKOUT.glob("*_*.d")):
+        parts = [CHECKOUT / name for name in ("hooks", "examples", "man", "completion")]
+        for part in (*parts, *CHECKOUT.glob("*_*.d")):
             shutil.copytree(part, copy / part.name, symlinks=True)
-        shutil.copy(CHECKOUT / "install.sh", copy)
+        for file in ("install.sh", "virt-hooks"):
+            shutil.copy(CHECKOUT / file, copy)
         return copy
 
     def newer_copy(self, name="newer"):
@@ -149,7 +158,8 @@ class Installing(InstallTestCase):
                 self.assert_installed_from(CHECKOUT, stage / place)
                 self.assertNotIn("daemon", result.stdout)
         self.assertFalse(HOOKS.exists())
-        self.assertEqual({path.name for path in stage.iterdir()}, {"etc", "opt"})
+        self.assertEqual({path.name for path in stage.iterdir()}, {"etc", "opt", "usr"})
+        self.assertEqual(list(Path("/usr/local/sbin").iterdir()), [])
 
     def test_a_relative_destdir_is_relative_to_where_it_was_called(self):
         result = run(
@@ -309,6 +319,9 @@ class Options(InstallTestCase):
             (["--driver", "*"], "unknown driver '*'"),
             (["--hooks-dir", "etc/hooks"], "'etc/hooks' is not an absolute path"),
             (["--hooks-dir", ""], "'' is not an absolute path"),
+            (["--prefix"], "--prefix needs a value"),
+            (["--prefix", "usr"], "--prefix 'usr' is not an absolute path"),
+            (["--prefix", "/usr\nlocal"], "--prefix takes no path with a line break"),
             (["--demo", "--uninstall"], "--demo takes no other option"),
             (["--driver", "lxc", "--demo"], "--demo takes no other option"),
         ):
@@ -323,11 +336,11 @@ class Options(InstallTestCase):
     def test_help_names_every_option(self):
         result = run([CHECKOUT / "install.sh", "--help"])
         self.assert_succeeds(result)
-        for option in ("driver", "hooks-dir", "no-reload", "uninstall", "demo", "help"):
+        for option in ("driver", "hooks-dir", "prefix", "no-reload", "uninstall", "demo", "help"):
             self.assertIn(f"--{option}", result.stdout)
         for word in ("DESTDIR", *ALL_DRIVERS):
             self.assertIn(word, result.stdout)
-        self.assertLessEqual(max(map(len, result.stdout.splitlines())), 100)
+        self.assertLessEqual(max(map(len, result.stdout.splitlines())), 80)
 
 
 class Upgrading(InstallTestCase):
@@ -453,13 +466,13 @@ class Upgrading(InstallTestCase):
     def test_what_the_new_version_lacks_is_removed_unless_changed(self):
         older = self.copy_of_checkout()
         text = (older / "install.sh").read_text()
-        line = f"$release/10-archive {RELEASE}/10-archive\n"
+        line = f"{RELEASE}/10-archive $release/10-archive\n"
         self.assertIn(line, text)
         more = "".join(
-            f"$release/{name} {RELEASE}/{name}\n$prepare/{name} {RELEASE}/{name}\n"
+            f"{RELEASE}/{name} $release/{name}\n{RELEASE}/{name} $prepare/{name}\n"
             for name in ("15-old", "16-old")
         )
-        more += f"$1_started_begin_-.d/15-old {RELEASE}/15-old\n"
+        more += f"{RELEASE}/15-old $1_started_begin_-.d/15-old\n"
         (older / "install.sh").write_text(text.replace(line, line + more))
         for name in ("15-old", "16-old"):
             shutil.copy(older / RELEASE / "10-archive", older / RELEASE / name)
@@ -474,6 +487,122 @@ class Upgrading(InstallTestCase):
         self.assertTrue((self.hooks / "qemu_started_begin_-.d/15-old").exists(), "not named")
         self.assertIn(f"left {mine}, which is not as installed", said)
         self.assertIn(f"removed {self.hooks / RELEASE}/15-old", said)
+
+
+class Command(InstallTestCase):
+    """The command virt-hooks, its manual pages and its completion, below the prefix."""
+
+    def assert_command_from(self, source, prefix=None):
+        prefix = prefix or self.prefix
+        self.assertEqual(self.names(prefix), set(COMMAND))
+        for path, file in COMMAND.items():
+            self.assertEqual((prefix / path).read_bytes(), (source / file).read_bytes(), path)
+            status = (prefix / path).stat()
+            mode = 0o100755 if path.startswith("sbin") else 0o100644
+            self.assertEqual((status.st_mode, status.st_uid, status.st_gid), (mode, 0, 0), path)
+
+    def newer_copy(self, name="newer"):
+        copy = super().newer_copy(name)
+        for file in COMMAND.values():
+            with open(copy / file, "a") as text:
+                text.write("# newer\n")
+        return copy
+
+    def test_it_is_installed_upgraded_and_removed_with_the_hooks(self):
+        said = self.installed()
+        self.assert_command_from(CHECKOUT)
+        self.assertIn(f"installed {self.prefix}/sbin/virt-hooks\n", said)
+        before = everything_of(self.prefix)
+        self.installed("--driver", "qemu")
+        self.assertEqual(everything_of(self.prefix), before)
+        newer = self.newer_copy()
+        self.assertIn(f"updated {self.prefix}/sbin/virt-hooks\n", self.installed(source=newer))
+        self.assert_command_from(newer)
+        said = self.installed("--uninstall")
+        for path in COMMAND:
+            self.assertIn(f"removed {self.prefix}/{path}\n", said)
+        self.assertEqual(self.names(self.prefix), set())
+        self.assertTrue((self.prefix / "sbin").is_dir(), "a directory that others may use")
+
+    def test_the_default_prefix_is_usr_local(self):
+        options = ["--hooks-dir", self.hooks, "--no-reload"]
+        self.assert_succeeds(run([CHECKOUT / "install.sh", *options]))
+        self.assertEqual(self.names(Path("/usr/local/sbin")), {"virt-hooks"})
+        self.assert_succeeds(run([CHECKOUT / "install.sh", *options, "--uninstall"]))
+        self.assertEqual(self.names(Path("/usr/local/sbin")), set())
+        self.assertEqual(self.names(Path("/usr/local/share")), set())
+
+    def test_it_goes_with_the_last_driver(self):
+        self.installed("--driver", "lxc", "--driver", "qemu")
+        self.installed("--uninstall", "--driver", "lxc")
+        self.assert_command_from(CHECKOUT)
+        self.installed("--uninstall", "--driver", "qemu")
+        self.assertEqual(self.names(self.prefix), set())
+
+    def test_what_was_changed_stays_and_the_new_version_comes_beside_it(self):
+        self.installed()
+        newer = self.newer_copy()
+        for path, file in COMMAND.items():
+            (self.prefix / path).write_text("mine")
+            said = self.installed(source=newer)
+            self.assertIn(f"kept {self.prefix}/{path}, which is not as installed", said)
+            self.assertEqual((self.prefix / path).read_text(), "mine")
+            new = (self.prefix / f"{path}.new").read_bytes()
+            self.assertEqual(new, (newer / file).read_bytes())
+        said = self.installed("--uninstall")
+        self.assertIn(f"left {self.prefix}/sbin/virt-hooks, which is not as installed", said)
+        self.assertEqual(self.names(self.prefix), set(COMMAND))
+
+    def test_anothers_command_of_that_name_stays(self):
+        theirs = self.write("usr/sbin/virt-hooks", "theirs", 0o755)
+        self.installed()
+        self.installed("--uninstall")
+        self.assertEqual(theirs.read_text(), "theirs")
+        self.assertEqual(self.names(self.prefix), {"sbin/virt-hooks"})
+
+    def test_with_another_prefix_it_moves(self):
+        self.installed()
+        other = self.directory / "an other\\prefix"
+        said = self.installed("--prefix", f"{other}/")
+        self.assertIn(f"removed {self.prefix}/sbin/virt-hooks\n", said)
+        self.assert_command_from(CHECKOUT, other)
+        self.assertEqual(self.names(self.prefix), set())
+        self.installed("--uninstall")  # it is recorded where it is
+        self.assertEqual(self.names(other), set())
+
+    def test_a_package_has_it_below_destdir_and_in_the_record_without(self):
+        stage = self.directory / "stage"
+        environment = {**os.environ, "DESTDIR": str(stage)}
+        self.assert_succeeds(run([CHECKOUT / "install.sh", "--prefix", "/usr"], env=environment))
+        self.assert_command_from(CHECKOUT, stage / "usr")
+        record = (stage / "etc/libvirt/hooks" / RECORD).read_text()
+        for path in COMMAND:
+            self.assertIn(f"  /usr/{path}\n", record)
+        self.assertNotIn(str(stage), record)
+
+    def test_directories_of_the_prefix_may_be_links_but_no_files(self):
+        (self.prefix / "bin").mkdir(parents=True)
+        (self.prefix / "sbin").symlink_to("bin")
+        self.installed()
+        self.assertTrue((self.prefix / "bin/virt-hooks").exists())
+        self.prefix = self.directory / "other"
+        self.write("other/sbin", "")
+        before = snapshot(self.directory)
+        result = self.install()
+        self.assert_one_line_error(result, f"{self.prefix}/sbin is not a directory; nothing was")
+        self.assertEqual(snapshot(self.directory), before)
+
+    def test_what_a_killed_run_was_writing_is_removed(self):
+        self.installed()
+        half = self.write("usr/share/man/man5/.virt-hooks.tmp", "half")
+        self.installed()
+        self.assertFalse(half.exists())
+
+    def test_it_says_its_version(self):
+        self.installed()
+        result = run([self.prefix / "sbin/virt-hooks", "--version"])
+        self.assert_succeeds(result)
+        self.assertRegex(result.stdout, r"^virt-hooks \d+\.\d+\.\d+\n$")
 
 
 class NeverLosing(InstallTestCase):
@@ -642,7 +771,8 @@ class Killed(InstallTestCase):
 
     def kill_at_random(self, *options, source, longest):
         process = subprocess.Popen(
-            [source / "install.sh", "--hooks-dir", self.hooks, "--no-reload", *options],
+            [source / "install.sh", "--hooks-dir", self.hooks, "--prefix", self.prefix]
+            + ["--no-reload", *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -704,7 +834,8 @@ class Killed(InstallTestCase):
             for _ in range(3):
                 shutil.rmtree(self.hooks, ignore_errors=True)
                 process = subprocess.Popen(
-                    [CHECKOUT / "install.sh", "--hooks-dir", self.hooks, "--no-reload"],
+                    [CHECKOUT / "install.sh", "--hooks-dir", self.hooks]
+                    + ["--prefix", self.prefix, "--no-reload"],
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
@@ -729,7 +860,7 @@ class Killed(InstallTestCase):
         self.hooks.mkdir()
         lock = os.open(self.hooks, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        options = ["--hooks-dir", self.hooks, "--no-reload"]
+        options = ["--hooks-dir", self.hooks, "--prefix", self.prefix, "--no-reload"]
         processes = [
             subprocess.Popen([source / "install.sh", *options], stdout=subprocess.DEVNULL)
             for source in (CHECKOUT, self.newer)
@@ -771,7 +902,8 @@ class Telling(InstallTestCase):
 
     def tell(self, *options, **environment):
         environment = {"PATH": os.environ["PATH"], **environment}
-        command = [CHECKOUT / "install.sh", "--hooks-dir", self.hooks, *options]
+        places = ["--hooks-dir", self.hooks, "--prefix", self.prefix]
+        command = [CHECKOUT / "install.sh", *places, *options]
         result = run(command, env=environment)
         self.assert_succeeds(result)
         return result.stdout
@@ -804,6 +936,36 @@ class Telling(InstallTestCase):
                 for name, path in received.items():
                     self.assertEqual(path.read_text(), "HUP\n" if name in told else "", name)
 
+    def test_which_daemon_was_told_of_which_hook_is_noted(self):
+        def notes():
+            path = self.hooks / TOLD
+            return set(path.read_text().splitlines()) if path.exists() else set()
+
+        def note(driver, daemon):
+            pid = int(Path(f"/run/{daemon}.pid").read_text())
+            started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+            return f"{driver} {daemon} {pid} {started}"
+
+        for name in ("virtlxcd", "virtqemud"):
+            self.daemon(name)
+        self.tell("--no-reload")
+        self.assertEqual(notes(), set())
+        self.tell()
+        self.assertEqual(notes(), {note("lxc", "virtlxcd")})
+        self.tell("--driver", "qemu")
+        both = {note("lxc", "virtlxcd"), note("lxc", "virtqemud"), note("qemu", "virtqemud")}
+        self.assertEqual(notes(), both)
+        self.tell("--driver", "network", "--no-reload")
+        self.assertEqual(notes(), both)
+        with open(self.hooks / TOLD, "a") as file:
+            file.write("lxc libvirtd 999999999 1\n")  # which has ended
+        self.tell("--uninstall", "--driver", "network")
+        self.assertEqual(notes(), both)
+        self.tell("--uninstall", "--driver", "qemu", "--no-reload")
+        self.assertEqual(notes(), {note("lxc", "virtlxcd"), note("lxc", "virtqemud")})
+        self.tell("--uninstall")
+        self.assertEqual(list(self.hooks.iterdir()), [])
+
     def test_no_daemon_is_told_with_no_reload_nor_with_destdir(self):
         received = self.daemon("libvirtd")
         self.tell("--no-reload")
@@ -831,7 +993,10 @@ class Telling(InstallTestCase):
         os.chown(self.hooks, 65534, 65534)
         nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         copy = self.copy_of_checkout()
-        result = run([*nobody, copy / "install.sh", "--hooks-dir", self.hooks])
+        self.prefix.mkdir()
+        os.chown(self.prefix, 65534, 65534)
+        places = ["--hooks-dir", self.hooks, "--prefix", self.prefix]
+        result = run([*nobody, copy / "install.sh", *places])
         self.assertEqual(result.returncode, 0)
         self.assertIn("warning: could not tell libvirtd", result.stderr)
         self.assertNotIn("told libvirtd", result.stdout)
