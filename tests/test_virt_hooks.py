@@ -849,7 +849,7 @@ class Page(TestCase):
         text = (CHECKOUT / "man/virt-hooks.8").read_text().replace("\\-", "-")
         for command in ("list", "check", "replay", "new", "metadata"):
             text_of_help = run([COMMAND, command, "--help"]).stdout
-            for option in re.findall(r"(?m)^  (--[a-z-]+)", text_of_help):
+            for option in re.findall(r"(?m)^  (?:-h, )?(--[a-z-]+)", text_of_help):
                 self.assertIn(option, text, command)
 
     def test_the_version_is_in_the_manual(self):
@@ -896,7 +896,7 @@ class Completion(VirtHooksTestCase):
         self.assertEqual(self.complete("virt-hooks", "new", "--language", "p"), ["python"])
         for command in ("list", "check", "replay", "new", "metadata"):
             options = set(
-                re.findall(r"(?m)^  (--[a-z-]+)", run([COMMAND, command, "--help"]).stdout)
+                re.findall(r"(?m)^  (?:-h, )?(--[a-z-]+)", run([COMMAND, command, "--help"]).stdout)
             )
             self.assertEqual(set(self.complete("virt-hooks", command, "--")), options, command)
 

@@ -1,0 +1,372 @@
+"""virt-hooks with the real virsh and libvirtd: what it says is what libvirt then does."""
+
+import os
+import re
+import shlex
+import shutil
+
+from harness import CHECKOUT, NAMESPACE, TestCase, run
+from libvirt import (
+    HOOKS,
+    Guest,
+    Libvirtd,
+    install,
+    root_directory,
+    shutoff_reason,
+    virsh,
+    wait_until,
+)
+
+COMMAND = "/usr/local/sbin/virt-hooks"
+ODD_NAMES = ("vm one", "-dash", "it's", 'a "b"; c', "back\\slash", "é", "$(reboot)", "%s", "#")
+RECORDER = """#!/bin/sh
+# VIRT_HOOKS_DRY_RUN
+[ -z "$VIRT_HOOKS_DRY_RUN" ] || exit 0
+echo "$2 ${{0#{hooks}/*/}}" >>{records}
+printf '%s ' "$@" >>{records}.arguments
+cat >{records}.xml
+"""
+
+
+class VirtHooksTestCase(TestCase):
+    """Tests with the command installed as by default, and a libvirtd that has noticed the hook."""
+
+    @classmethod
+    def setUpClass(cls):
+        install("--no-reload")
+        cls.addClassCleanup(shutil.rmtree, HOOKS)
+        cls.addClassCleanup(install, "--uninstall", "--no-reload")
+        cls.libvirtd = Libvirtd()
+        cls.libvirtd.start()
+        cls.addClassCleanup(cls.libvirtd.stop)
+
+    def setUp(self):
+        super().setUp()
+        self.guests = {}
+        self.addCleanup(lambda: [guest.remove() for guest in self.guests.values()])
+        self.root = root_directory(self.directory / "root")
+
+    def guest(self, elements="", name="web", **options):
+        """Define a guest, in place of an earlier one of that name."""
+        if name in self.guests:
+            self.guests[name].remove()
+        self.guests[name] = Guest(name, self.root, "true", elements, **options)
+        return self.guests[name]
+
+    def script(self, path, text, mode=0o755):
+        """Put a script into the hooks directory, until the test is over."""
+        path = HOOKS / path
+        for directory in (path.parent.parent, path.parent):
+            if not directory.exists():
+                directory.mkdir()
+                self.addCleanup(directory.rmdir)
+        path.write_text(text)
+        path.chmod(mode)
+        self.addCleanup(lambda: path.unlink(missing_ok=True))
+        return path
+
+    def virt_hooks(self, *arguments, **options):
+        return run([COMMAND, *arguments], **options)
+
+    def assert_sound(self, *arguments):
+        result = self.virt_hooks("check", *arguments)
+        self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
+
+    def assert_finds(self, problem, *arguments):
+        """One finding, in two lines; return what to do."""
+        result = self.virt_hooks("check", *arguments)
+        self.assertEqual((result.returncode, result.stderr), (1, ""), result.stdout)
+        first, remedy = result.stdout.splitlines()
+        self.assertIn(problem, first)
+        return remedy.strip()
+
+
+class Checking(VirtHooksTestCase):
+    def test_a_sound_host_gives_silence(self):
+        data, tmp = self.directory / "data", self.directory / "tmp"
+        guest = self.guest(
+            f"<mkdirs><dir>{data}</dir><dir>{tmp}</dir></mkdirs>"
+            f"<ramdisk><dir size='1M'>{tmp}</dir></ramdisk>"
+            f"<archive><dircopy><src>{data}</src><dst>{self.directory}/archive</dst></dircopy>"
+            f"</archive><post-rm-rf><dir>{data}</dir></post-rm-rf>"
+            "<network-policy><nft>chain a { }</nft></network-policy>"
+        )
+        self.assert_sound()
+        guest.start()
+        self.assert_sound()
+        self.assert_sound("web")
+        guest.end()
+        self.assert_sound()
+        self.assertTrue((self.directory / "archive").exists())
+
+    def test_what_it_refuses_libvirt_refuses_in_the_same_words(self):
+        for elements in (
+            "<mkdirs><dir>srv</dir></mkdirs>",
+            f"<ramdisk><dir size='64,M'>{self.directory}</dir></ramdisk>",
+            f"<preload><dircopy><src>/srv/no</src><dst>{self.directory}/a</dst></dircopy></preload>",
+            "<network-policy><nft>chain a { frobnicate }</nft></network-policy>",
+            "<routing-table id='254' name='a'/>",
+        ):
+            with self.subTest(elements=elements):
+                guest = self.guest(elements)
+                result = self.virt_hooks("check", "web")
+                self.assertEqual(result.returncode, 1)
+                words = re.search(r"[123]0-[a-z-]+: web: .+", result.stdout).group()
+                started = guest.virsh("start")
+                self.assertNotEqual(started.returncode, 0)
+                self.assertIn(words, started.stderr)
+        self.guest()
+        self.assert_sound()
+
+    def test_what_libvirt_would_drop_and_then_drops(self):
+        block = f"<mkdirs><dir>{self.directory}/data</dir></mkdirs>"
+        guest = self.guest(metadata=block)  # what libvirt has is without it
+        file = self.root.with_name("root.xml")
+        self.assertIn("libvirt drops it", self.virt_hooks("check", file).stdout)
+        self.assertNotIn("mkdirs", guest.virsh("dumpxml").stdout)
+        self.guest(metadata=f'<hooks xmlns="{NAMESPACE}">{block}</hooks>')
+        self.assert_sound(file)
+        self.assertIn("mkdirs", guest.virsh("dumpxml").stdout)
+        twice = f'<a:a xmlns:a="urn:a"/><hooks xmlns="{NAMESPACE}"/>'
+        guest = self.guest(metadata=f'{twice}<hooks xmlns="{NAMESPACE}">{block}</hooks>')
+        self.assertIn("the second element", self.virt_hooks("check", file).stdout)
+        self.assertNotIn("mkdirs", guest.virsh("dumpxml").stdout)
+
+    def test_a_hook_that_the_daemon_has_not_noticed(self):
+        hook = HOOKS / "lxc"
+        guest = self.guest(f"<mkdirs><dir>{self.directory}/data</dir></mkdirs>")
+        install("--uninstall")
+        wait_until(lambda: guest.virsh("start").returncode == 0)
+        guest.end()
+        install("--no-reload")
+        guest.live()
+        self.assertFalse((self.directory / "data").exists())
+        remedy = self.assert_finds(f"runs since before {hook} was there", "web")
+        self.assertIn("run install.sh again", remedy)
+        install()
+        self.assert_sound()
+
+        def called():
+            guest.live()
+            return (self.directory / "data").exists()
+
+        wait_until(called)
+        install()  # another run tells it again, and forgets nothing
+        self.assert_sound()
+        os.utime(hook)
+        self.assert_sound()
+
+    def test_the_remedy_for_a_guest_mends_it(self):
+        self.guest("<mkdir><dir>/srv</dir></mkdir>", name="it's")
+        remedy = self.assert_finds("<mkdir>: no installed script reads it; <mkdirs>?")
+        command = shlex.split(remedy)
+        self.assertEqual(command[0], "virt-hooks")
+        environment = {**os.environ, "EDITOR": "sed -i s/mkdir/mkdirs/"}
+        self.assert_succeeds(run([COMMAND, *command[1:]], env=environment))
+        self.assert_sound()
+
+    def test_guests_of_any_name(self):
+        for name in ODD_NAMES:
+            self.guest("<mkdirs><dir>srv</dir></mkdirs>", name=name)
+        result = self.virt_hooks("check")
+        self.assertEqual((result.returncode, result.stderr), (1, ""))
+        for name in ODD_NAMES:
+            self.assertIn(f"\nlxc {name}: 10-mkdirs: {name}: mkdirs/dir", f"\n{result.stdout}")
+            one = self.virt_hooks("check", "--", name)
+            self.assertEqual(one.stdout.count("mkdirs/dir"), 1)
+        self.assertEqual(result.stdout.count("mkdirs/dir"), len(ODD_NAMES))
+
+    def test_a_hundred_guests(self):
+        text = self.guest(f"<mkdirs><dir>{self.directory}/data</dir></mkdirs>").virsh("dumpxml")
+        for number in range(100):
+            one = re.sub("<uuid>.*</uuid>", "", text.stdout).replace(">web<", f">web{number}<")
+            if number == 57:
+                one = one.replace(f">{self.directory}/data<", ">data<")
+            file = self.write("one.xml", one)
+            self.assertEqual(virsh("define", file).returncode, 0)
+            self.addCleanup(virsh, "undefine", f"web{number}")
+        self.assert_finds("lxc web57: 10-mkdirs: web57: mkdirs/dir 'data'")
+
+    def test_networks_are_looked_at_where_they_have_a_hook(self):
+        install("--no-reload", "--driver", "network")
+        self.addCleanup(install, "--no-reload", "--uninstall", "--driver", "network")
+        (HOOKS / "network_start_begin_-.d").mkdir()
+        self.addCleanup(shutil.rmtree, HOOKS / "network_start_begin_-.d")
+        mkdirs = CHECKOUT / "lxc_prepare_begin_-.d/10-mkdirs"
+        shutil.copy(mkdirs, HOOKS / "network_start_begin_-.d")
+        hooks = f'<hooks xmlns="{NAMESPACE}"><mkdirs><dir>{{}}</dir></mkdirs></hooks>'
+        xml = f"<network><name>net one</name><metadata>{hooks}</metadata></network>"
+        connect = ("virsh", "-c", "network:///system")
+        for path, sound in (("srv", False), (f"{self.directory}/data", True)):
+            file = self.write("net.xml", xml.format(path))
+            result = run([*connect, "net-define", file])
+            self.assertEqual(result.returncode, 0, result.stderr)
+            result = self.virt_hooks("check", "--json", "net one")
+            problem = "10-mkdirs: net one: mkdirs/dir 'srv' is not an absolute path"
+            self.assertEqual(problem not in result.stdout, sound, result.stdout)
+            run([*connect, "net-undefine", "net one"], check=True)
+
+    def test_without_libvirtd_it_could_not_look(self):
+        result = self.virt_hooks("check", "--connect", "lxc+unix:///system?socket=/run/none")
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertRegex(result.stderr, r"\Avirt-hooks: lxc: virsh: [^\n]+\n\Z")
+
+
+class Agreeing(VirtHooksTestCase):
+    """list and replay say what libvirtd's own call then does."""
+
+    def test_list_has_what_libvirtd_then_runs_in_that_order(self):
+        records = self.directory / "records"
+        text = RECORDER.format(hooks=HOOKS, records=records)
+        for path in (
+            *("lxc_prepare_begin_-.d/9-z", "lxc_prepare_begin_-.d/10-b"),
+            *("lxc_prepare_begin_-.d/web/15-c", "lxc_prepare_begin_-.d/web/9-a"),
+            *("lxc_prepare_begin_-.d/db/16-d", "lxc_started_begin_-.d/00-e"),
+            *("lxc_stopped_end_-.d/50-f", "lxc_release_end_-.d/50-g"),
+            *("lxc_release_end_shutdown.d/40-h", "lxc_release_end_crashed.d/45-i"),
+        ):
+            self.script(path, text)
+        self.script("lxc_prepare_begin_-.d/50-off", text, 0o644)
+        self.script("lxc_prepare_begin_-.d/50-old.bak", text)
+        guest = self.guest()
+        guest.live()
+        ran = records.read_text().splitlines()
+        listed, operation = [], ""
+        for line in self.virt_hooks("list", "web").stdout.splitlines():
+            if re.match(r"  \S", line):
+                operation = line.split()[0]
+                last = line.split(" (")[0].split()[-1]
+                if operation == "release" and last != shutoff_reason("shutdown"):
+                    operation = "another"
+            elif re.match(r"    (web/)?\d+-[a-z]( |$)", line):
+                listed.append(f"{operation} {line.split()[0]}")
+        self.assertEqual([line for line in listed if not line.startswith("another")], ran)
+        replayed = self.directory / "records"
+        replayed.unlink()
+        self.assert_succeeds(self.virt_hooks("replay", "--lifecycle", "web"))
+        self.assertEqual(replayed.read_text().splitlines(), ran)
+
+    def test_replay_gives_scripts_what_libvirtd_gives_them(self):
+        records = self.directory / "records"
+        self.script(
+            "lxc_prepare_begin_-.d/50-record", RECORDER.format(hooks=HOOKS, records=records)
+        )
+        arguments, xml = (self.directory / f"records.{name}" for name in ("arguments", "xml"))
+        guest = self.guest("<mkdirs/>", name="vm one")
+        guest.live()
+        given = arguments.read_text(), xml.read_text()
+        arguments.unlink()
+        self.assert_succeeds(self.virt_hooks("replay", "vm one", "prepare"))
+        self.assertEqual(arguments.read_text(), given[0])
+        self.assertEqual(arguments.read_text(), "vm one prepare begin - ")
+        uuid, metadata = r"<uuid>.*</uuid>", r"(?s)<metadata>.*</metadata>"
+        for part in (uuid, metadata):
+            replayed = re.search(part, xml.read_text()).group()
+            self.assertEqual(replayed, re.search(part, given[1]).group())
+
+    def test_a_dry_run_of_a_guests_life_leaves_no_trace(self):
+        self.guest(f"<mkdirs><dir>{self.directory}/data</dir></mkdirs>")
+        result = self.virt_hooks("replay", "--dry-run", "--lifecycle", "web")
+        self.assert_succeeds(result)
+        self.assertIn(f"would create {self.directory}/data", result.stdout)
+        self.assertFalse((self.directory / "data").exists())
+
+
+class Metadata(VirtHooksTestCase):
+    def metadata(self, *arguments, **options):
+        return self.virt_hooks("metadata", *arguments, **options)
+
+    def test_it_is_set_shown_and_edited(self):
+        for name in ("web", "vm one", "it's"):
+            with self.subTest(name=name):
+                self.guest(name=name)
+                result = self.metadata(name)
+                self.assertEqual((result.returncode, result.stdout), (1, ""))
+                self.assertIn("has no <hooks>", result.stderr)
+                for form in (
+                    "<hooks><!-- why --><mkdirs><dir>{}/a</dir></mkdirs></hooks>",
+                    f'<hooks xmlns="{NAMESPACE}"><mkdirs><dir>{{}}/a</dir></mkdirs></hooks>',
+                    f'<h:hooks xmlns:h="{NAMESPACE}"><h:mkdirs><h:dir>{{}}/a</h:dir></h:mkdirs>'
+                    "</h:hooks>",
+                ):
+                    text = form.format(self.directory)
+                    self.assert_succeeds(self.metadata("--set", "-", name, input=text))
+                    shown = re.sub(r"\s|<!-- why -->", "", self.metadata("--get", name).stdout)
+                    block = f"<hooks><mkdirs><dir>{self.directory}/a</dir></mkdirs></hooks>"
+                    self.assertEqual(shown, block)
+                environment = {**os.environ, "EDITOR": "sed -i s,/a<,/b<,"}
+                self.assert_succeeds(self.metadata("--edit", name, env=environment))
+                self.assertIn(f"<dir>{self.directory}/b</dir>", self.metadata(name).stdout)
+                self.guests[name].live()
+                self.assertTrue((self.directory / "b").is_dir())
+                (self.directory / "b").rmdir()
+
+    def test_what_is_wrong_never_reaches_libvirt(self):
+        block = f"<hooks><mkdirs><dir>{self.directory}/a</dir></mkdirs></hooks>"
+        self.guest()
+        self.assert_succeeds(self.metadata("--set", "-", "web", input=block))
+        before = self.metadata("web").stdout
+        for text, status, part in (
+            ("<hooks><mkdirs><dir>srv</dir></mkdirs></hooks>", 1, "mkdirs/dir 'srv'"),
+            ("<hooks><mkdir/></hooks>", 1, "<mkdirs>?"),
+            ("<hooks><mkdirs></hooks>", 2, "mismatched tag"),
+            ("<hook/>", 2, "it is <hook>"),
+            ("<hooks xmlns='urn:virt-hooks:2'/>", 2, "urn:virt-hooks:2"),
+            ("", 2, "no element found"),
+        ):
+            with self.subTest(text=text):
+                file = self.write("block.xml", text)
+                result = self.metadata("--set", file, "web")
+                self.assertEqual(result.returncode, status)
+                self.assertIn(part, result.stdout + result.stderr)
+                self.assertNotIn("Traceback", result.stderr)
+                environment = {**os.environ, "EDITOR": f"cp {file}"}
+                result = self.metadata("--edit", "web", env=environment)
+                self.assertEqual(result.returncode, status)
+                kept = re.search(r"your text is in (\S+)", result.stderr).group(1)
+                self.assertEqual(open(kept).read(), text)
+                os.unlink(kept)
+                self.assertEqual(self.metadata("web").stdout, before)
+
+    def test_an_editor_that_changes_nothing_or_fails(self):
+        guest = self.guest("<mkdirs/>")
+        before = guest.virsh("dumpxml").stdout
+        result = self.metadata("--edit", "web", env={**os.environ, "EDITOR": "true"})
+        self.assertEqual((result.returncode, result.stdout), (0, "web: nothing was changed\n"))
+        for editor in ("false", "/opt/none"):
+            result = self.metadata("--edit", "web", env={**os.environ, "EDITOR": editor})
+            self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+            self.assertIn(f"the editor, {editor}", result.stderr)
+            os.unlink(re.search(r"see (\S+)", result.stderr).group(1))
+        self.assertEqual(guest.virsh("dumpxml").stdout, before)
+
+    def test_a_guest_that_runs_gets_it_now_and_for_later(self):
+        def block(name):
+            return f"<hooks><post-rm-rf><dir>{self.directory}/{name}</dir></post-rm-rf></hooks>"
+
+        guest = self.guest()
+        guest.start()
+        self.assert_succeeds(self.metadata("--set", "-", "web", input=block("both")))
+        for options in ([], ["--inactive"]):
+            self.assertIn("/both<", guest.virsh("dumpxml", *options).stdout)
+        self.assert_succeeds(self.metadata("--set", "-", "--config", "web", input=block("later")))
+        self.assert_succeeds(self.metadata("--set", "-", "--live", "web", input=block("now")))
+        self.assertIn("/now<", self.metadata("--live", "web").stdout)
+        self.assertIn("/later<", self.metadata("--config", "web").stdout)
+        for name in ("now", "later"):
+            (self.directory / name).mkdir()
+        guest.end()
+        self.assertFalse((self.directory / "now").exists())
+        self.assertTrue((self.directory / "later").exists())
+
+
+class Completing(VirtHooksTestCase):
+    def test_guests_are_completed_whatever_their_names(self):
+        for name in ("web", "vm one", "it's"):
+            self.guest(name=name)
+        program = '. "$1"; COMP_WORDS=(virt-hooks check "") COMP_CWORD=2; _virt_hooks; '
+        program += "printf '%s\\n' \"${COMPREPLY[@]}\""
+        place = "/usr/local/share/bash-completion/completions/virt-hooks"
+        result = run(["bash", "-c", program, "bash", place])
+        self.assertEqual(result.stderr, "")
+        self.assertEqual(set(shlex.split(result.stdout)), {"web", "vm one", "it's"})
