@@ -1627,6 +1627,32 @@ class ByHand(DispatcherTestCase):
         self.assertEqual(self.recorded(), [])
 
 
+class DryRun(DispatcherTestCase):
+    """With VIRT_HOOKS_DRY_RUN=1 no script is run that would not know it."""
+
+    def test_scripts_that_do_not_know_it_are_named_and_left_out(self):
+        self.add(f"{DIRECTORY}/10-knows", 'echo "knows $VIRT_HOOKS_DRY_RUN" >>RECORD')
+        self.add(f"{DIRECTORY}/20-blind", "echo blind >>RECORD")
+        self.add(f"{DIRECTORY}/web/30-blind", "exit 3")
+        self.add(f"{DIRECTORY}/40-knows", "# VIRT_HOOKS_DRY_RUN\necho knows >>RECORD")
+        with Syslog() as syslog:
+            result = self.dispatch(env={**LIBVIRT, "VIRT_HOOKS_DRY_RUN": "1"})
+        names = ("20-blind", "web/30-blind")
+        said = [
+            f"lxc web prepare begin -: {name}: not run, since it knows no dry run" for name in names
+        ]
+        self.assertEqual(result.returncode, 0)
+        self.assertEqual(result.stderr, "".join(f"virt-hooks: {line}\n" for line in said))
+        self.assertEqual(self.recorded(), ["knows 1", "knows"])
+        self.assertLessEqual(set(said), set(syslog.lines))
+
+    def test_without_it_all_are_run(self):
+        self.add(f"{DIRECTORY}/20-blind", "echo blind >>RECORD")
+        for value in ("", "0"):
+            self.assert_silent_success(self.dispatch(env={**LIBVIRT, "VIRT_HOOKS_DRY_RUN": value}))
+            self.assertEqual(self.recorded(), ["blind"])
+
+
 class Replay(DispatcherTestCase):
     """What libvirt 9.0.0 and 11.3.0 really handed to their hooks."""
 

@@ -49,13 +49,17 @@ class Readme(TestCase):
             self.shell(command)
         self.own_scripts_work()
 
-        one, whole = blocks("By hand")
-        self.assertIn("would create", self.shell(one).stdout)
-        self.assertIn("10-mkdirs: done in", self.shell(whole).stderr)
+        command, alone = blocks("By hand")
+        played = self.shell(command).stdout
+        self.assertIn("10-mkdirs: would create /srv/web/log", played)
+        self.assertIn("05-need-mount: not run, since it knows no dry run", played)
+        self.assertIn("would create", self.shell(alone).stdout)
 
         (metadata,) = blocks("The metadata")
         self.shell(metadata)
         self.assertNotIn("post-rm-rf", virsh("dumpxml", "web").stdout)
+        (check,) = blocks("When nothing happens")
+        self.assertEqual(self.shell(check).stdout, "")
         virsh("undefine", "web")
 
     def own_scripts_work(self):
