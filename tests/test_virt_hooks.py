@@ -142,6 +142,18 @@ class Check(VirtHooksTestCase):
         hook.write_text(text)
         self.assert_sound()
 
+    def test_a_hook_of_another_version_or_that_is_broken(self):
+        text = (self.hooks / "lxc").read_text()
+        for broken, part in (
+            (text.replace("def find_places(", "def find_them("), "is of another version"),
+            (text.replace("import sys\n", "import sy s\n"), "cannot be loaded: invalid syntax"),
+            (text.replace("import sys\n", "import syss\n"), "cannot be loaded: No module"),
+        ):
+            (self.hooks / "lxc").write_text(broken)
+            self.assert_finds(part, "install.sh")
+        (self.hooks / "lxc").write_text(text)
+        self.assert_sound()
+
     def test_a_hook_with_an_interpreter_that_is_missing(self):
         text = (self.hooks / "lxc").read_text()
         (self.hooks / "lxc").write_text(text.replace("/usr/bin/python3", "/opt/python3", 1))
@@ -156,7 +168,6 @@ class Check(VirtHooksTestCase):
             ("lxc_prepare_begin_-", PREPARE),
             ("lxc_prepare_begin.d", PREPARE),
             ("lxc_migrate_begin_-.d", None),
-            ("lxc_release_end_crash.d", "lxc_release_end_-.d"),
         ):
             with self.subTest(stray=stray):
                 (self.hooks / stray).mkdir()
@@ -442,6 +453,28 @@ class Check(VirtHooksTestCase):
         self.assertIn("not executable", result.stdout)
         self.assertIn("virsh: No such file", result.stderr)
 
+    def test_somebody_else_than_root_is_told_what_needs_root(self):
+        nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        self.directory.chmod(0o755)
+        copy = shutil.copy(COMMAND, self.directory)
+        (self.hooks / "lxc").chmod(0o644)
+        result = run([*nobody, copy, "check", "--hooks-dir", self.hooks, self.guest()])
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("not executable", result.stdout)
+        self.assertEqual(result.stderr.count("only root can ask the scripts"), 1)
+
+    def test_a_driver_that_cannot_be_asked_matters_only_where_a_guest_could_be_its(self):
+        shutil.copy(CHECKOUT / "hooks/lxc", self.hooks / "qemu")
+        virsh = '#!/bin/sh\ncase "$*" in *qemu:*) echo down >&2; exit 1 ;; esac\n'
+        virsh += f'exec {shutil.which("virsh")} -q -c test:///default "$4" $5 $6\n'
+        self.write("bin/virsh", virsh, 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        for arguments, status in ((["test"], 0), (["nope"], 2), ([], 2)):
+            command = [COMMAND, "check", "--hooks-dir", self.hooks, *arguments]
+            result = run(command, env=environment)
+            said = "virt-hooks: qemu: virsh: down\n" if status else ""
+            self.assertEqual((result.returncode, result.stdout, result.stderr), (status, "", said))
+
     def test_stdin(self):
         xml = domain("<mkdirs><dir>srv</dir></mkdirs>")
         result = self.virt_hooks("check", "-", input=xml)
@@ -585,6 +618,7 @@ class List(VirtHooksTestCase):
             merged = "  release end from snapshot\n    10-archive\n    15-mine\n    20-ramdisk ->"
             self.assertEqual(merged in result.stdout, given, version)
             self.assertEqual(result.returncode, 0 if given else 1)
+            self.assertEqual("libvirt before 10.5 gives no reason" in result.stdout, not given)
 
     def test_what_libvirt_itself_runs_after_it(self):
         self.script("lxc.d/theirs", "#!/bin/sh\n")
