@@ -133,8 +133,11 @@ class Checking(VirtHooksTestCase):
     def test_a_hook_that_the_daemon_has_not_noticed(self):
         hook = HOOKS / "lxc"
         guest = self.guest(f"<mkdirs><dir>{self.directory}/data</dir></mkdirs>")
+        guest.live()
+        (self.directory / "data").rmdir()
+        self.addCleanup(install)
         install("--uninstall")
-        wait_until(lambda: guest.virsh("start").returncode == 0)
+        wait_until(lambda: guest.virsh("start").returncode == 0)  # when it has looked
         guest.end()
         install("--no-reload")
         guest.live()
