@@ -145,7 +145,7 @@ class Installing(InstallTestCase):
         self.assert_installed_from(CHECKOUT, HOOKS)
 
     def test_it_installs_below_destdir(self):
-        stage = self.directory / "stage"
+        stage, before = self.directory / "stage", everything_of(Path("/usr/local/sbin"))
         for options, place in (
             ([], "etc/libvirt/hooks"),
             (["--hooks-dir", "/opt/hooks"], "opt/hooks"),
@@ -159,7 +159,7 @@ class Installing(InstallTestCase):
                 self.assertNotIn("daemon", result.stdout)
         self.assertFalse(HOOKS.exists())
         self.assertEqual({path.name for path in stage.iterdir()}, {"etc", "opt", "usr"})
-        self.assertEqual(list(Path("/usr/local/sbin").iterdir()), [])
+        self.assertEqual(everything_of(Path("/usr/local/sbin")), before)
 
     def test_a_relative_destdir_is_relative_to_where_it_was_called(self):
         result = run(
