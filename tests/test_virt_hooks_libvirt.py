@@ -88,7 +88,7 @@ class Checking(VirtHooksTestCase):
             f"<mkdirs><dir>{data}</dir><dir>{tmp}</dir></mkdirs>"
             f"<ramdisk><dir size='1M'>{tmp}</dir></ramdisk>"
             f"<archive><dircopy><src>{data}</src><dst>{self.directory}/archive</dst></dircopy>"
-            f"</archive><post-rm-rf><dir>{data}</dir></post-rm-rf>"
+            f"</archive><post-rm-rf><dir>{data}</dir><dir>{tmp}</dir></post-rm-rf>"
             "<network-policy><nft>chain a { }</nft></network-policy>"
         )
         self.assert_sound()
