@@ -561,6 +561,7 @@ daemons_of() {
 demo() {
     enter_mount_namespace
     mount -t tmpfs -o mode=0755 virt-hooks-demo /srv # hides what is there, us perhaps
+    mount -t tmpfs -o mode=0755 virt-hooks-demo /run # where the dispatcher keeps compiled scripts
     if [ -e /dev/log ]; then
         mount --bind /dev/null /dev/log # the host's syslog is no place for a demonstration
     fi
