@@ -33,7 +33,7 @@ class ShutoffReason(TestCase):
             f"<post-rm-rf><dir>{self.log}</dir></post-rm-rf>"
         )
 
-    def release(self, log, reason="-", kind="kvm"):
+    def release(self, log, reason="-", kind="kvm", **options):
         """Run the scripts of release for a guest with such a log; return what they gave."""
         self.write("log/data", "")
         self.tmp.mkdir(exist_ok=True)
@@ -45,7 +45,7 @@ class ShutoffReason(TestCase):
         xml = domain(self.elements).replace("'lxc'", f"'{kind}'")
         arguments = ("web", "release", "end", reason)
         names = ("10-archive", "20-ramdisk", "30-post-rm-rf")
-        return [self.run_script(name, xml, *arguments) for name in names]
+        return [self.run_script(name, xml, *arguments, **options) for name in names]
 
     def is_kept(self):
         """Whether everything is there still, or nothing but the archive, which is removed."""
@@ -109,6 +109,12 @@ class ShutoffReason(TestCase):
                     reason = f"how it ended neither libvirt says nor {LOG}: was it saved?"
                     self.assert_one_line_error(result, f": web: {reason}")
                 self.assertTrue(self.is_kept())
+
+    def test_a_dry_run_for_a_guest_that_runs_says_what_its_end_would_bring(self):
+        for result in self.release(START, dry_run=True):
+            self.assert_succeeds(result)
+            self.assertRegex(result.stdout, "^would ")
+        self.assertTrue(self.is_kept())
 
     def test_a_guest_that_never_ran_here_has_no_log(self):
         for result in self.release(None):
