@@ -34,9 +34,9 @@ def test_of(test):
     return getattr(test, "test_case", test)
 
 
-def run_lane(lane, patterns):
+def run_lane(lane, files, patterns):
     """Run a lane's tests; print what became of them as JSON: [passed, failed, skipped, reasons]."""
-    found = tests_in(unittest.defaultTestLoader.discover(str(HERE), top_level_dir=str(HERE)))
+    found = tests_in(unittest.defaultTestLoader.discover(str(HERE), files, str(HERE)))
     chosen = [test for test in found if not patterns or any(p in test.id() for p in patterns)]
     # a test module that cannot be imported is a failed test of unittest's own, in one of the lanes
     chosen = [test for test in chosen if lane_of(test) == lane]
@@ -57,17 +57,20 @@ def run_lane(lane, patterns):
 
 def main():
     if sys.argv[1:2] and sys.argv[1] in LANES:
-        run_lane(sys.argv[1], sys.argv[2:])
+        run_lane(sys.argv[1], sys.argv[2], sys.argv[3:])
         return
+    files, patterns = "test_*.py", sys.argv[1:]
+    if patterns[:1] == ["--long"]:
+        files, patterns = "long_*.py", patterns[1:]
     passed, failed, skipped = 0, 0, []
     command = [*NAMESPACE, sys.executable, "-B", __file__]
-    lanes = [subprocess.Popen([*command, lane, *sys.argv[1:]], stdout=-1) for lane in LANES]
+    lanes = [subprocess.Popen([*command, lane, files, *patterns], stdout=-1) for lane in LANES]
     for lane in lanes:
         output, _error = lane.communicate()
         results = json.loads(output) if lane.returncode == 0 else [0, 1, []]
         passed, failed, skipped = passed + results[0], failed + results[1], skipped + results[2]
     if not passed and not failed and not skipped:
-        sys.exit(f"tests/run: no test has {' or '.join(sys.argv[1:])} in its name")
+        sys.exit(f"tests/run: no test has {' or '.join(patterns)} in its name")
     for test in skipped:
         print(f"skipped: {test}")
     print(f"{passed} passed, {failed} failed, {len(skipped)} skipped")
