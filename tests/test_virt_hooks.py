@@ -185,9 +185,16 @@ class Check(VirtHooksTestCase):
     def test_one_of_ours_that_was_switched_off_is_found_where_a_guest_needs_it(self):
         path = self.hooks / PREPARE / "10-mkdirs"
         path.chmod(0o644)
-        self.script(".virt-hooks.sha256", f"0  {PREPARE}/10-mkdirs\n", 0o644)
-        self.assert_sound(self.guest("<post-rm-rf><dir>/srv/a/b</dir></post-rm-rf>"))
-        self.assert_finds(f"<mkdirs>: {path} would read it, but does not run", "edit", self.guest())
+        for record, name in (
+            (".virt-hooks.sha256", f"{PREPARE}/10-mkdirs"),  # of install.sh
+            (".virt-hooks-ansible.sha1", path),
+        ):
+            with self.subTest(record):
+                file = self.script(record, f"0  {name}\n", 0o644)
+                self.assert_sound(self.guest("<post-rm-rf><dir>/srv/a/b</dir></post-rm-rf>"))
+                would = f"<mkdirs>: {path} would read it, but does not run"
+                self.assert_finds(would, "edit", self.guest())
+                file.unlink()
 
     def test_a_script_without_a_number(self):
         path = self.script(f"{PREPARE}/mine", "#!/bin/sh\n")

@@ -72,7 +72,8 @@ class Package(TestCase):
         drivers = ["--driver", "lxc", "--driver", "qemu"]
         self.done([CHECKOUT / "install.sh", *drivers, "--prefix", "/usr"], env=environment)
         self.done(["dpkg-deb", "--extract", old, tree])
-        shutil.rmtree(tree / "usr/share/doc")
+        for ours in ("doc", "virt-hooks"):
+            shutil.rmtree(tree / "usr/share" / ours)
         for path in stage.rglob(".virt-hooks.*"):
             path.unlink()
         for path in (p for p in stage.rglob("*") if p.is_symlink()):
