@@ -420,7 +420,7 @@ class Refused(FaultCase):
         self.assertTrue(last.startswith(begin), result.stderr)
         if last.endswith(": exit status 1"):
             script = last[len(begin) :].partition(":")[0]
-            self.assertTrue(reason.startswith(f"{script}: web: "), result.stderr)
+            self.assertTrue(reason.startswith(f"{script}: "), result.stderr)
 
     def test_a_release_that_gets_an_error_anywhere_says_so_and_loses_nothing(self):
         self.each(self.refuse, [("release", *process) for process in processes_of("release")])
