@@ -11,7 +11,6 @@ import os
 import random
 import re
 import shutil
-import stat
 import subprocess
 import sys
 import threading
@@ -291,7 +290,11 @@ class FaultCase(TestCase):
             call = re.match(r"\w*", line)[0]
             if call in calls and number < begun:
                 found[call] = found.get(call, 1) + 1
-        return found | {c: found.get(c, 1) for c in (re.match(r"\w*", line)[0] for line in lines[begun:]) if c in calls}
+        return found | {
+            c: found.get(c, 1)
+            for c in (re.match(r"\w*", line)[0] for line in lines[begun:])
+            if c in calls
+        }
 
     def assert_nothing_lost(self, phase, life):
         """All data is in its place or in an archive, and each archive that is there is whole."""

@@ -1,6 +1,5 @@
 """Fifty real containers, eight at a time, with every element: nothing of them is lost or left."""
 
-import os
 import sys
 import threading
 import time

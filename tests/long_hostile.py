@@ -31,7 +31,8 @@ FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 def fill(directory, above):
     # what is at one level, and all below it; the links lead to what has the same name outside
     for number in range(8):
-        with open(os.open(str(number), os.O_WRONLY | os.O_CREAT, 0o666, dir_fd=directory), "w") as f:
+        file = os.open(str(number), os.O_WRONLY | os.O_CREAT, 0o666, dir_fd=directory)
+        with open(file, "w") as f:
             f.write("the guest's")
     os.symlink(f"{above}/0", "file link", dir_fd=directory)
     if len(below := LEVELS[above.removeprefix(victim).count("/") :]):
@@ -169,7 +170,9 @@ class Hostile(TestCase):
         self.attack("30-preload", *([preloads((golden, path))] for path in into))
 
     def test_preload_out_of_the_guests_tree(self):
-        copies = [preloads((self.guest / path, self.store)) for path in ("a", "a/log", "a/log/inner")]
+        copies = [
+            preloads((self.guest / path, self.store)) for path in ("a", "a/log", "a/log/inner")
+        ]
         self.attack("30-preload", *([text] for text in copies), after=self.look_into_the_store)
 
     def test_archive(self):

@@ -9,6 +9,8 @@ is given to the real script too, which has to answer the same.
 import concurrent.futures
 import contextlib
 import ctypes
+import gc
+import importlib
 import multiprocessing
 import os
 import random
@@ -16,23 +18,17 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import traceback
 import unittest
 from collections import Counter
 from pathlib import Path
-from xml.parsers import expat  # noqa: F401 # these are here so that a forked copy has them already
 from xml.sax.saxutils import escape, quoteattr
 
-import errno  # noqa: F401
-import fcntl  # noqa: F401
-import gc
-import grp  # noqa: F401
-import ipaddress  # noqa: F401
-import pwd  # noqa: F401
-import signal  # noqa: F401
+from harness import SCRIPTS, TestCase, mount_points, run, script, snapshot
 
-from harness import CHECKOUT, SCRIPTS, TestCase, mount_points, run, script, snapshot
+# what the scripts import is here already when a copy is forked
+for module in ("errno", "fcntl", "grp", "ipaddress", "pwd", "signal", "xml.parsers.expat"):
+    importlib.import_module(module)
 
 BLOCKS = int(os.environ.get("VIRT_HOOKS_BLOCKS", "10000"))
 SEED = int(os.environ.get("VIRT_HOOKS_SEED", "0")) or random.SystemRandom().randrange(1, 10**9)
@@ -54,37 +50,52 @@ REASONS = ("-", "shutdown", "destroyed", "crashed", "saved", "migrated", "failed
            "", "x" * 300, "\n", "é")  # fmt: skip
 GUESTS = ("web", "-dash", "--help", ".", "..", "a b", "x;y", "é", "$(reboot)", "a\nb", "'", "%s{0}")
 JUNK = (
-    "", " ", "\n", "\t x", "0", "-1", "é", "\u202e", "\ufeff", "\ufffe", "&#0;", "&amp;", "&#x10ffff;",
-    "&unknown;", "]]>", "<", ">", "'", '"', "\\", "%", "{}", "{0}", "%s", "$(reboot)", "`id`", "\x7f",
-    "../", "/..", "//", "/.", "~", "*", "\r", "\r\n", "x" * 300, "/x" * 3000, "9" * 400, "1e5", "٣",
-    "\U0001f4a9", "-rf", "--", "-o", "a=b", ",", ":", ";", "\x85", "\u2028",
+    "", " ", "\n", "\t x", "0", "-1", "é", "\u202e", "\ufeff", "\ufffe", "&#0;", "&amp;",
+    "&#x10ffff;", "&unknown;", "]]>", "<", ">", "'", '"', "\\", "%", "{}", "{0}", "%s", "$(reboot)",
+    "`id`", "\x7f", "../", "/..", "//", "/.", "~", "*", "\r", "\r\n", "x" * 300, "/x" * 3000,
+    "9" * 400, "1e5", "٣", "\U0001f4a9", "-rf", "--", "-o", "a=b", ",", ":", ";", "\x85", "\u2028",
 )  # fmt: skip
-SIZES = ("1M", "64K", "4096", "1", "0", "-1M", "1,5M", "1.5M", "99999999999T", "1m", "M", "1 M",
-         "010", "0x10", "1MB", "٣M", "", "18446744073709551616", "8191P", "50%")  # fmt: skip
-MODES = ("0755", "755", "1777", "7777", "07777", "10000", "0758", "-1", "u+x", "", "0o755", "٧", "0",
-         "000000000000755", "7" * 5000)  # fmt: skip
-OWNERS = ("0", "1000", "root", "nobody", "daemon", "adm", "-1", "4294967295", "4294967294", "x y",
-          "nosuchuser", "root:root", "", "é", "1e3", "9" * 50, "\\0", "a" * 5000)  # fmt: skip
-FORMATS = ("%Y-%m-%d", "%Y/%m", "%H", "x%%", "%", "%%", "%Q", "%E", "..", "/", "", "%j%", "x", "%Y%Q", "%-d",
-           "é", "%9999999Y", "a" * 300, "%O", "%:z")  # fmt: skip
-ROUTES = ("default via 10.77.0.254 dev br0", "blackhole 10.9.0.0/16", "10.8.0.0/24 dev br0 metric 5",
-          "10.7.0.0/16 via 10.77.0.3 dev br0", "fd00::/8 dev br0", "default table 5", "default vrf red", "table 5", "unreachable default",
-          "10.0.0.0/8 via 10.77.0.3 onlink dev br0", "0/0", "default dev nowhere", "help", "-6 x",
-          "default nexthop via 10.77.0.2 dev br0 weight 1 nexthop via 10.77.0.3")  # fmt: skip
-RULES = ("from 10.77.0.5", "from 10.77.0.5 priority 100", "not from 10.1.0.0/16", "iif br0",
-         "fwmark 1", "fwmark 1/0xff", "to fd00::/8", "goto 1", "lookup main", "from all", "tos 0x10",
-         "from 10.0.0.0/8 to fd00::/8", "priority 0", "uidrange 1-5", "ipproto tcp dport 25",
-         "suppress_prefixlength 0")  # fmt: skip
+SIZES = (
+    "1M", "64K", "4096", "1", "0", "-1M", "1,5M", "1.5M", "99999999999T", "1m", "M", "1 M", "010",
+    "0x10", "1MB", "٣M", "", "18446744073709551616", "8191P", "50%",
+)  # fmt: skip
+MODES = (
+    "0755", "755", "1777", "7777", "07777", "10000", "0758", "-1", "u+x", "", "0o755", "٧", "0",
+    "000000000000755", "7" * 5000,
+)  # fmt: skip
+OWNERS = (
+    "0", "1000", "root", "nobody", "daemon", "adm", "-1", "4294967295", "4294967294", "x y",
+    "nosuchuser", "root:root", "", "é", "1e3", "9" * 50, "\\0", "a" * 5000,
+)  # fmt: skip
+FORMATS = (
+    "%Y-%m-%d", "%Y/%m", "%H", "x%%", "%", "%%", "%Q", "%E", "..", "/", "", "%j%", "x", "%Y%Q",
+    "%-d", "é", "%9999999Y", "a" * 300, "%O", "%:z",
+)  # fmt: skip
+ROUTES = (
+    "default via 10.77.0.254 dev br0", "blackhole 10.9.0.0/16", "10.8.0.0/24 dev br0 metric 5",
+    "10.7.0.0/16 via 10.77.0.3 dev br0", "fd00::/8 dev br0", "default table 5", "default vrf red",
+    "table 5", "unreachable default", "10.0.0.0/8 via 10.77.0.3 onlink dev br0", "0/0",
+    "default dev nowhere", "help", "-6 x",
+    "default nexthop via 10.77.0.2 dev br0 weight 1 nexthop via 10.77.0.3",
+)  # fmt: skip
+RULES = (
+    "from 10.77.0.5", "from 10.77.0.5 priority 100", "not from 10.1.0.0/16", "iif br0", "fwmark 1",
+    "fwmark 1/0xff", "to fd00::/8", "goto 1", "lookup main", "from all", "tos 0x10",
+    "from 10.0.0.0/8 to fd00::/8", "priority 0", "uidrange 1-5", "ipproto tcp dport 25",
+    "suppress_prefixlength 0",
+)  # fmt: skip
 POLICIES = (
     "chain c { type filter hook forward priority filter; policy accept; ip saddr 10.0.0.1 drop; }",
-    "chain d { }", "set s { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.2 }; }",
-    "counter n { }", "}", "{", "{}",
-    "} table inet other { chain c { } ", 'include "/etc/passwd"', '"', "# comment", "#", ";", "\\",
-    "chain c { comment \"}\" ; }", "flush ruleset", "delete table inet x", "define x = 1", "$x",
-    "chain c { jump c }", "chain c { type filter hook input priority 0; drop; }", "chain é { }",
+    "chain d { }", "set s { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.2 }; }", "counter n { }",
+    "}", "{", "{}", "} table inet other { chain c { } ", 'include "/etc/passwd"', '"', "# comment",
+    "#", ";", "\\", "chain c { comment \"}\" ; }", "flush ruleset", "delete table inet x",
+    "define x = 1", "$x", "chain c { jump c }",
+    "chain c { type filter hook input priority 0; drop; }", "chain é { }",
     "flowtable f { hook ingress priority 0; devices = { lo }; }", "}\ndelete x",
 )  # fmt: skip
-
+PATHS = ("a", "a/b", "b", "a b", "é", "deep", "deep/er", "mnt", "new", "new/er")
+ELSEWHERE = ("/", "/srv", "/etc/x", "/proc/self/root", "/proc/self/cwd", "relative", "/dev/null",
+             "/etc/libvirt/hooks", "/sys", ".", "/srv/../etc", "/proc/1/root/etc")  # fmt: skip
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -96,11 +107,6 @@ def set_read_only(point, read_only):
     size = ctypes.c_size_t(32)
     if LIBC.syscall(442, -100, os.fsencode(point), 0x8000, attributes, size):  # AT_RECURSIVE
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), point)
-
-
-PATHS = ("a", "a/b", "b", "a b", "é", "deep", "deep/er", "mnt", "new", "new/er")
-ELSEWHERE = ("/", "/srv", "/etc/x", "/proc/self/root", "/proc/self/cwd", "relative", "/dev/null",
-             "/etc/libvirt/hooks", "/sys", ".", "/srv/../etc", "/proc/1/root/etc")  # fmt: skip
 
 
 class Block:
@@ -192,8 +198,34 @@ class Block:
     def identity(self, kind):
         if kind != "routing-table":
             return ""
-        numbers = ("101", "102", "103", "104", "0", "1", "254", "4294967295", "4294967296", "-1", "x", "0101")
-        names = ("one", "two", "three", "four", "main", "a b", "1", "../x", "-a", "é", "x" * 64, "local")
+        numbers = (
+            "101",
+            "102",
+            "103",
+            "104",
+            "0",
+            "1",
+            "254",
+            "4294967295",
+            "4294967296",
+            "-1",
+            "x",
+            "0101",
+        )
+        names = (
+            "one",
+            "two",
+            "three",
+            "four",
+            "main",
+            "a b",
+            "1",
+            "../x",
+            "-a",
+            "é",
+            "x" * 64,
+            "local",
+        )
         if not self.wildness:
             self.used.add(number := self.pick([n for n in numbers[:4] if n not in self.used]))
             return f' id="{number}" name="{names[int(number) - 101]}"'
@@ -289,7 +321,9 @@ class Block:
             depth = self.pick((10, 1000, 20000))
             return xml.replace("<dir", "<dir>" * depth + "<dir", 1)
         if kind == 3:
-            return xml.replace(NAMESPACE, self.pick((NAMESPACE + " ", "", "urn:x", "URN:virt-hooks:1")))
+            return xml.replace(
+                NAMESPACE, self.pick((NAMESPACE + " ", "", "urn:x", "URN:virt-hooks:1"))
+            )
         if kind == 4:
             return xml.replace(">", f" y={quoteattr(self.pick(JUNK) * 2000)}>", 9)
         if kind == 5:
@@ -333,7 +367,9 @@ class Worker:
         (self.outside / "keep").write_text("kept")
         (self.outside / "inner").mkdir()
         (self.outside / "inner/keep").write_text("kept")
-        self.codes = {name: compile(script(name).read_text(), script(name), "exec") for name in SCRIPTS}
+        self.codes = {
+            name: compile(script(name).read_text(), script(name), "exec") for name in SCRIPTS
+        }
         self.make_tree()
 
     def make_tree(self):
@@ -424,7 +460,9 @@ class Worker:
                 if number == numbers[0]:
                     answers.append(self.real_answer(*given))
                 runs += len(answers)
-                kinds["refused" if answers[0][0] else "would do" if answers[0][1] else "nothing"] += 1
+                kinds[
+                    "refused" if answers[0][0] else "would do" if answers[0][1] else "nothing"
+                ] += 1
                 reason = self.what_is_wrong(name, answers[0], dry_run=True)
                 if len(set(answers)) > 1:
                     reason = "another answer, the second time"
