@@ -10,6 +10,7 @@ import itertools
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,11 @@ import unittest
 from collections import Counter
 from pathlib import Path
 
-from harness import CHECKOUT, TestCase, domain, mount_points, run
+from harness import CHECKOUT, TestCase, domain, mount_points, run, script
 from test_archive import archived
+from test_network_policy import guest
 from test_preload import details
+from test_routing_table import RoutingTable, route, rule, setUpModule, table  # noqa: F401
 
 CHANGES = (
     *("mkdir", "mkdirat", "mknod", "mknodat", "link", "linkat", "symlink", "symlinkat"),
@@ -41,7 +44,7 @@ ERRORS = {
     **dict.fromkeys(("fsopen", "fsconfig", "fsmount", "move_mount"), ("ENOMEM", "EBUSY", "EIO")),
     **dict.fromkeys(("unlink", "unlinkat", "rmdir"), ("EROFS", "EIO", "EBUSY")),
     **dict.fromkeys(("readlink", "getdents64"), ("EIO", "ENOMEM")),
-    "openat": ("EMFILE", "ENFILE", "ENOMEM", "EIO", "ENOSPC"),
+    "openat": ("EMFILE", "EIO", "ENOSPC"),
     "exit_group": (),
 }
 OTHER_ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "EIO")
@@ -56,8 +59,16 @@ PROGRAMS = {
     "30-preload": ("cp",),
     "30-post-rm-rf": ("rm",),
 }
+OF_NETWORK = (*(set(CHANGES) - {"exit_group"}), "sendto", "sendmsg", "flock")
+NETWORK_PHASES = {"start": ("start", "begin", "-"), "stopped": ("stopped", "end", "-")}
+NETWORK_PROGRAMS = {"10-routing-table": ("ip",), "20-network-policy": ("nft",)}
+NETWORK = {
+    "10-routing-table": table(route(), rule()) + table(rule("from fd00::5"), number="9", name="x"),
+    "20-network-policy": "<network-policy><nft>chain c { }</nft></network-policy>",
+}
 SECONDS = 300  # to wait for what takes a moment, on a machine that has other work
 WORKERS = 3  # runs at once: much of one is waiting
+MARKER = "VIRT_HOOKS_TEST"  # in the environment of all that a run starts
 MOUNTING = threading.Lock()
 
 
@@ -70,9 +81,7 @@ class Life:
         self.log, self.tmp, self.cache = (self.guest / name for name in ("log", "tmp", "cache"))
         self.golden, self.trace = directory / "golden", directory / "trace"
         self.allowed = ()  # what a directory that preload creates may have become
-        self.marker = f"VIRT_HOOKS_LIFE={directory}"
-        self.environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-        self.environment["VIRT_HOOKS_LIFE"] = str(directory)
+        self.environment = environment(directory)
         for path in (self.guest, self.store, self.golden):
             path.mkdir(parents=True)
         for phase, scripts in SCRIPTS.items():
@@ -129,28 +138,23 @@ class Life:
         options.setdefault("timeout", SECONDS)
         return run(command, input=domain(self.elements), env=self.environment, **options)
 
-    def put_under_strace(self, phase, name, program, calls, inject):
+    def put_under_strace(self, phase, name, program, calls, inject=""):
         """Put a process under strace; return what is to come before the dispatcher's command.
 
         name: of a script, or lxc for the dispatcher; program: that it runs, or None for itself.
         """
         self.trace.unlink(missing_ok=True)
-        strace = ["strace", "-qq", "-A", "-o", str(self.trace), "-e", f"trace={','.join(calls)}"]
-        strace += ["-e", f"inject={inject}"] if inject else []
+        command = strace(self.trace, calls, inject)
         if name == "lxc":
-            return strace
-        # -D: the process keeps its number and its parent
-        strace = f"strace -D {' '.join(strace[1:])}"
+            return command
         path = self.phase_directory(phase) / name
         real = CHECKOUT / path.parent.name / name
         path.unlink()
         if not program:
-            write_program(path, f'exec {strace} {real} "$@"')
+            write_program(path, f'exec {shlex.join([*command, "-D"])} {real} "$@"')
             return []
-        programs = self.directory / "bin"
-        programs.mkdir(exist_ok=True)
+        programs = program_under_strace(self.directory / "bin", program, command)
         write_program(path, f'PATH={programs}:$PATH\nexport PATH\nexec {real} "$@"')
-        write_program(programs / program, f'exec {strace} {shutil.which(program)} "$@"')
         return []
 
     def remove_strace(self, phase):
@@ -161,25 +165,6 @@ class Life:
 
     def traced(self):
         return self.trace.read_text(errors="replace") if self.trace.exists() else ""
-
-    def wait_for_processes(self):
-        """Wait until what the run has started is at its end; raise TimeoutError where it is not."""
-        until = time.monotonic() + SECONDS
-        while left := self.processes():
-            if time.monotonic() > until:
-                raise TimeoutError(f"still there: {left}")
-            time.sleep(0.01)
-
-    def processes(self):
-        """The processes of this life, by their environment."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                if self.marker in path.read_text(errors="replace").split("\0"):
-                    found.append(int(path.parent.name))
-            except OSError:
-                continue  # it has ended
-        return found
 
     def archives(self, path):
         """The archives of a directory, whole or not."""
@@ -199,7 +184,7 @@ class Life:
         """Temporary names, mounts and processes of this life."""
         names = [str(path) for path in self.directory.rglob(".virt-hooks-*")]
         mounts = [point for point in mount_points() if point.startswith(f"{self.directory}/")]
-        return [*names, *mounts, *self.processes()]
+        return [*names, *mounts, *processes(self.directory)]
 
     def remove(self):
         for point in reversed(mount_points()):
@@ -225,6 +210,46 @@ def fill(directory):
     directory.chmod(0o751)
     for path in (*directory.rglob("*"), directory):
         os.utime(path, ns=(1, 10**18 + len(path.name)), follow_symlinks=False)
+
+
+def strace(trace, calls, inject=""):
+    """The command that puts one process, but none that it starts, under strace."""
+    command = ["strace", "-qq", "-A", "-o", str(trace), "-e", f"trace={','.join(calls)}"]
+    return [*command, "-e", f"inject={inject}"] if inject else command
+
+
+def program_under_strace(directory, program, command):
+    """Put into a directory for PATH a program that is under strace; return the directory."""
+    directory.mkdir(exist_ok=True)
+    # -D: the process keeps its number and its parent
+    text = f'exec {shlex.join([*command, "-D"])} {shutil.which(program)} "$@"'
+    write_program(directory / program, text)
+    return directory
+
+
+def environment(marker):
+    return {"PATH": os.environ["PATH"], "LC_ALL": "C", MARKER: str(marker)}
+
+
+def processes(marker):
+    """The processes that have a marker in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"{MARKER}={marker}" in path.read_text(errors="replace").split("\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+def wait_for_processes(marker):
+    """Wait until what a run has started is at its end; raise TimeoutError where it is not."""
+    until = time.monotonic() + SECONDS
+    while left := processes(marker):
+        if time.monotonic() > until:
+            raise TimeoutError(f"still there: {left}")
+        time.sleep(0.01)
 
 
 def write_program(path, text):
@@ -276,9 +301,9 @@ class FaultCase(TestCase):
         life = self.new_life()
         if phase == "release":
             life.live()
-        wrap = life.put_under_strace(phase, name, program, [f"?{call}" for call in calls], "")
+        wrap = life.put_under_strace(phase, name, program, [f"?{call}" for call in calls])
         self.assert_succeeds(life.call(phase, wrap))
-        life.wait_for_processes()
+        wait_for_processes(life.directory)
         lines = life.traced().splitlines()
         life.remove()
         begun = 0
@@ -370,7 +395,7 @@ class FaultCase(TestCase):
             inject = f"{call}:{what}:when={number}"
             wrap = life.put_under_strace(phase, name, program, [call], inject)
             result = life.call(phase, wrap)
-            life.wait_for_processes()
+            wait_for_processes(life.directory)
             if happened not in life.traced():
                 life.remove()
                 return
@@ -446,7 +471,7 @@ class Limited(FaultCase):
         path.unlink()
         write_program(path, f'ulimit {limit}\nexec {real} "$@"')
         result = life.call(phase)
-        life.wait_for_processes()
+        wait_for_processes(life.directory)
         try:
             self.assert_nothing_lost(phase, life)
             if result.returncode == 0:
@@ -484,7 +509,7 @@ class Machine(FaultCase):
 
     def assert_archive_fails(self, life, *parts):
         result = life.call("release")
-        life.wait_for_processes()
+        wait_for_processes(life.directory)
         *_said, reason, last = result.stderr.splitlines()
         line = "virt-hooks: lxc web release end shutdown: 10-archive: exit status 1"
         self.assertEqual((result.returncode, last), (1, line), result.stderr)
@@ -660,7 +685,7 @@ class Machine(FaultCase):
             elif gone.exists():
                 self.assertEqual(details(gone), life.data[life.log])
             self.assertEqual([p for p in life.left() if ".virt-hooks" in p], [])
-            life.wait_for_processes()
+            wait_for_processes(life.directory)
             life.remove()
         self.assertTrue(failed)  # or it never happened in the middle
 
@@ -683,13 +708,72 @@ class Machine(FaultCase):
                 time.sleep(chance.random() * 0.25)
                 process.kill()
                 within[phase] += process.wait() == -9
-                life.wait_for_processes()
+                wait_for_processes(life.directory)
                 self.assert_nothing_lost(phase, life)
                 self.assertEqual([name for name in life.left() if ".virt-hooks" in name], [])
                 life.allowed = (0o40755, 0, 0), (0o40755, 1008, 1009)
                 self.assert_second_run(phase, life)
         self.assertTrue(within["prepare"] and within["release"], within)
         print(f"\nthe dispatcher killed at a random moment: {dict(within)}", file=sys.stderr)
+
+
+class Network(RoutingTable):
+    """The same for 10-routing-table and 20-network-policy: what they change is the network."""
+
+    def setUp(self):
+        super().setUp()
+        self.tried = Counter()
+
+    def all_there_is(self):
+        return [*self.state(), run(["nft", "list", "ruleset"]).stdout]
+
+    def run_as(self, phase, name, program=None, calls=(), inject=""):
+        """Run a script, itself or its program under strace; return its result and the trace."""
+        trace, variables = self.directory / "trace", environment(self.directory)
+        trace.unlink(missing_ok=True)
+        command = strace(trace, calls, inject) if calls else []
+        if program:
+            programs = program_under_strace(self.directory / "bin", program, command)
+            variables["PATH"] = f"{programs}:{variables['PATH']}"
+            command = []
+        command = [*command, script(name), "web", *NETWORK_PHASES[phase]]
+        result = run(command, input=guest(NETWORK[name]), env=variables, timeout=SECONDS)
+        wait_for_processes(self.directory)
+        return result, trace.read_text(errors="replace") if trace.exists() else ""
+
+    def fault(self, phase, name, program, call, what, number):
+        """Make a fault; return whether it happened. After it, a stop leaves nothing."""
+        if phase == "stopped":
+            self.assert_succeeds(self.run_as("start", name)[0])
+        inject = f"{call}:{what}:when={number}"
+        result, trace = self.run_as(phase, name, program, [call], inject)
+        self.assertNotIn("Traceback", result.stderr)
+        if what.startswith("error") and result.returncode:
+            self.assertEqual(result.returncode, 1)
+            self.assertTrue(result.stderr.splitlines()[-1].startswith(f"{name}: "), result)
+        self.assert_succeeds(self.run_as("stopped", name)[0])
+        self.assertEqual(self.all_there_is(), self.before, (phase, name, program, inject))
+        happened = "killed by SIGKILL" in trace or "(INJECTED)" in trace
+        self.tried[what.partition("=")[0]] += happened
+        return happened
+
+    def test_whatever_fails_the_stop_leaves_the_network_as_it_was(self):
+        self.before = self.all_there_is()
+        for phase, (name, programs) in itertools.product(NETWORK_PHASES, NETWORK_PROGRAMS.items()):
+            for program in (None, *programs):
+                if phase == "stopped":
+                    self.assert_succeeds(self.run_as("start", name)[0])
+                traced = [f"?{call}" for call in OF_NETWORK]
+                result, trace = self.run_as(phase, name, program, traced)
+                self.assert_succeeds(result)
+                self.run_as("stopped", name)
+                for call in sorted(set(re.findall(r"^(\w+)\(", trace, re.MULTILINE))):
+                    for what in ("signal=KILL", "error=ENOMEM"):
+                        with self.subTest((phase, name, program, call, what)):
+                            numbers = itertools.count(1)
+                            while self.fault(phase, name, program, call, what, next(numbers)):
+                                pass
+        print(f"\nfaults of network scripts: {dict(self.tried)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
