@@ -1,6 +1,6 @@
 """A hostile guest: as fast as it can it swaps directories for links while the scripts work there.
 
-Two processes exchange, at each level of the guest's tree, a directory or a file for a link that
+Two processes exchange, in bursts, at each level of the guest's tree, a directory or a file for a link that
 leads to one of the same name outside, and make again what a script removes. Whatever the script
 does meanwhile, nothing outside may change, and nothing that lies outside may be copied.
 """
@@ -22,7 +22,7 @@ INTRUDERS = 2
 
 # What a guest's root does. It has its directories open, so that it is not led astray itself.
 INTRUDER = """
-import contextlib, ctypes, os, random, stat, sys
+import contextlib, ctypes, os, random, stat, sys, time
 guest, victim = sys.argv[1:]
 renameat2 = ctypes.CDLL(None).renameat2
 LEVELS = ("a", "log", "inner")
@@ -62,6 +62,18 @@ def repair(directory, level, above):
     if missing and stat.S_IFDIR not in kinds.values():
         make(directory, LEVELS[level], above)
 
+def spoil(directory):
+    # exchange a directory in a copy that is under way here for a link
+    for name in os.listdir(directory):
+        if name.startswith(".virt-hooks-"):
+            if kind(directory, "trap") != stat.S_IFLNK:
+                with contextlib.suppress(OSError):
+                    os.rename("trap", "trap before", src_dir_fd=directory, dst_dir_fd=directory)
+                os.symlink(victim, "trap", dir_fd=directory)
+            inner = os.fsencode(f"{name}/data/a")
+            for _ in range(100):
+                renameat2(directory, inner, directory, b"trap", 2)
+
 def open_level(directory, level):
     for name in (LEVELS[level], "link"):
         with contextlib.suppress(OSError):
@@ -79,7 +91,10 @@ while True:
             break
         opened.append(inner)
         above += f"/{name}"
-    for _ in range(300):
+    for directory in opened[2:]:
+        with contextlib.suppress(OSError):
+            spoil(directory)
+    for _ in range(random.choice((1, 2, 3, 10, 300))):
         level = random.randrange(len(opened))
         if level < len(LEVELS) and random.randrange(4):
             pair = os.fsencode(LEVELS[level]), b"link"
@@ -88,6 +103,8 @@ while True:
         renameat2(opened[level], pair[0], opened[level], pair[1], 2)  # RENAME_EXCHANGE
     for directory in opened[1:]:
         os.close(directory)
+    if random.randrange(3):  # a script that is led astray must get somewhere, too
+        time.sleep(random.random() ** 3 / 10)
 """
 
 
@@ -110,7 +127,7 @@ class Hostile(TestCase):
         self.store = self.directory / "store"
         self.guest.mkdir()
         for level in ("", "a/", "a/log/", "a/log/inner/"):
-            for number in (0, 1, 9):
+            for number in range(9):  # the same names, so that a copy does not fail on the way
                 self.write(f"victim/{level}{number}", "the victim's", mode=0o4640)
             self.write(f"golden/{level}{'x' if level else 0}", "golden", mode=0o666)
         (self.directory / "golden/inner").mkdir()
