@@ -44,7 +44,7 @@ ERRORS = {
     **dict.fromkeys(("fsopen", "fsconfig", "fsmount", "move_mount"), ("ENOMEM", "EBUSY", "EIO")),
     **dict.fromkeys(("unlink", "unlinkat", "rmdir"), ("EROFS", "EIO", "EBUSY")),
     **dict.fromkeys(("readlink", "getdents64"), ("EIO", "ENOMEM")),
-    "openat": ("EMFILE", "EIO", "ENOSPC"),
+    "openat": ("EMFILE", "ENFILE", "ENOMEM", "EIO", "ENOSPC"),
     "exit_group": (),
 }
 OTHER_ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "EIO")
@@ -301,25 +301,18 @@ class FaultCase(TestCase):
         life = self.new_life()
         if phase == "release":
             life.live()
-        wrap = life.put_under_strace(phase, name, program, [f"?{call}" for call in calls])
+        traced = [f"?{call}" for call in (*calls, "openat")]
+        wrap = life.put_under_strace(phase, name, program, traced)
         self.assert_succeeds(life.call(phase, wrap))
         wait_for_processes(life.directory)
         lines = life.traced().splitlines()
         life.remove()
         begun = 0
         if not program:
-            ours = "O_PATH" if name != "lxc" else f'"{life.phase_directory(phase)}'
-            begun = next((n for n, line in enumerate(lines) if ours in line), len(lines))
-        found = {}
-        for number, line in enumerate(lines):
-            call = re.match(r"\w*", line)[0]
-            if call in calls and number < begun:
-                found[call] = found.get(call, 1) + 1
-        return found | {
-            c: found.get(c, 1)
-            for c in (re.match(r"\w*", line)[0] for line in lines[begun:])
-            if c in calls
-        }
+            own = f'"{life.phase_directory(phase)}' if name == "lxc" else "O_PATH"
+            begun = next(number for number, line in enumerate(lines) if own in line)
+        names = [re.match(r"\w*", line)[0] for line in lines]
+        return {call: names[:begun].count(call) + 1 for call in calls if call in names[begun:]}
 
     def assert_nothing_lost(self, phase, life):
         """All data is in its place or in an archive, and each archive that is there is whole."""

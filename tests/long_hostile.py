@@ -1,8 +1,8 @@
 """A hostile guest: as fast as it can it swaps directories for links while the scripts work there.
 
-Two processes exchange, in bursts, at each level of the guest's tree, a directory or a file for a link that
-leads to one of the same name outside, and make again what a script removes. Whatever the script
-does meanwhile, nothing outside may change, and nothing that lies outside may be copied.
+Two processes exchange, in bursts, at each level of the guest's tree, a directory or a file for a
+link that leads to one of the same name outside, and make again what a script removes. Whatever the
+script does meanwhile, nothing outside may change, and nothing that lies outside may be copied.
 """
 
 import contextlib
