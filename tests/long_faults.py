@@ -68,6 +68,7 @@ NETWORK = {
 }
 SECONDS = 300  # to wait for what takes a moment, on a machine that has other work
 WORKERS = 3  # runs at once: much of one is waiting
+JUST_NOW = {"NO_FAKE_STAT": "1"}  # for libfaketime: files keep their times
 MARKER = "VIRT_HOOKS_TEST"  # in the environment of all that a run starts
 MOUNTING = threading.Lock()
 
@@ -588,7 +589,7 @@ class Machine(FaultCase):
         jumps = ("-3d", "+400d", "-3d", "-20y", "+0", "-3d", "-56y")
         life = self.new_life()
         life.elements = life.elements.replace("<format>day<", "<format>%Y-%m-%d<")
-        life.environment |= {"LD_PRELOAD": str(library), "FAKETIME_DONT_RESET": "1"}
+        life.environment |= {"LD_PRELOAD": str(library), "FAKETIME_DONT_RESET": "1", **JUST_NOW}
         archives = {}
         for jump in jumps:
             life.environment["FAKETIME"] = jump
@@ -626,7 +627,11 @@ class Machine(FaultCase):
             for _ in range(20):
                 life = self.lived()
                 life.elements = life.elements.replace("<format>day<", "<format>%Y<")
-                given = {"FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1"}
+                given = {
+                    "FAKETIME_TIMESTAMP_FILE": str(stamp),
+                    "FAKETIME_NO_CACHE": "1",
+                    **JUST_NOW,
+                }
                 life.environment |= {"LD_PRELOAD": str(library), **given}
                 self.assert_succeeds(life.call("release"))
                 [year] = life.store.iterdir()
@@ -676,8 +681,8 @@ class Machine(FaultCase):
                 failed += 1
                 last = result.stderr.splitlines()[-1]
                 self.assertRegex(last, "^virt-hooks: lxc web release end shutdown: [1-3]0-")
-            elif gone.exists():
-                self.assertEqual(details(gone), life.data[life.log])
+            elif gone.exists() and details(gone) != life.data[life.log]:  # rm was at it already
+                self.assertIn(life.whole[life.log], life.archives(life.log).values())
             self.assertEqual([p for p in life.left() if ".virt-hooks" in p], [])
             wait_for_processes(life.directory)
             life.remove()
