@@ -223,8 +223,10 @@ def program_under_strace(directory, program, command):
     """Put into a directory for PATH a program that is under strace; return the directory."""
     directory.mkdir(exist_ok=True)
     # -D: the process keeps its number and its parent
-    text = f'exec {shlex.join([*command, "-D"])} {shutil.which(program)} "$@"'
-    write_program(directory / program, text)
+    command = [*command, "-D", shutil.which(program)]
+    # no sh: it says so where its directory has no name, as the one has that cp works in
+    text = f"import os, sys\nos.execvp({command[0]!r}, {command!r} + sys.argv[1:])"
+    write_program(directory / program, text, "/usr/bin/python3 -IS")
     return directory
 
 
@@ -253,8 +255,8 @@ def wait_for_processes(marker):
         time.sleep(0.01)
 
 
-def write_program(path, text):
-    path.write_text(f"#!/bin/sh\n{text}\n")
+def write_program(path, text, interpreter="/bin/sh"):
+    path.write_text(f"#!{interpreter}\n{text}\n")
     path.chmod(0o755)
 
 
