@@ -146,6 +146,7 @@ class Bench:
         xml = self.guest("idle.xml")
         hooks = self.directory / "idle"
         install = [CHECKOUT / "install.sh", "--hooks-dir", hooks, "--no-reload"]
+        install += ["--prefix", self.directory / "usr"]
         subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
         scripts = [path for path in hooks.glob("lxc_*.d/[0-9]*") if not path.is_symlink()]
 

@@ -16,12 +16,13 @@ class Bench(harness.TestCase):
         return harness.run([BENCH, *arguments], env=environment, **options)
 
     def test_it_prints_the_points_that_were_asked_for_and_leaves_nothing_behind(self):
-        result = self.bench("--runs", "1", "nothing", "2")
+        result = self.bench("--runs", "1", "nothing", "2", "idle")
         self.assert_succeeds(result)
         self.assertIn("medians of 1 run", result.stdout)
         headings = re.findall(r"^\d\. .*", result.stdout, re.MULTILINE)
-        self.assertEqual([heading[:2] for heading in headings], ["1.", "2."])
-        self.assertEqual(len(re.findall(r"goal: .* (?:reached|missed)\n", result.stdout)), 2)
+        self.assertEqual([heading[:2] for heading in headings], ["1.", "2.", "4."])
+        self.assertEqual(len(re.findall(r"goal: .* (?:reached|missed)\n", result.stdout)), 3)
+        self.assertEqual(os.listdir("/usr/local/sbin"), [])  # the tests' own
         self.assertLessEqual(max(map(len, result.stdout.splitlines())), 80)
         self.assertEqual(os.listdir(self.directory), [])
 
