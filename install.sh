@@ -127,7 +127,7 @@ absolute() {
 }
 
 # What an owner has: each file of ours, or link, and where it goes, which is in the hooks directory
-# or an absolute path. A dispatcher comes last: before all scripts are there, it must not run any.
+# or an absolute path. A dispatcher comes last: before all is there that it runs, it must not run any.
 contents() {
     if [ "$1" = "$COMMAND" ]; then
         cat <<END
@@ -160,6 +160,7 @@ qemu_restore_begin_-.d/00-saved-image qemu_restore_begin_-.d/00-saved-image
 #link:../qemu_restore_begin_-.d/00-saved-image qemu_started_begin_-.d/00-saved-image
 END
     fi
+    say "hooks/lxc_run.py $1_run.py"
     say "hooks/lxc $1"
 }
 
@@ -315,6 +316,10 @@ refuse_directory() {
 }
 
 refuse_dispatcher() {
+    case $1 in
+        *_run.py) fail "$hooks/$1 was not installed from here; nothing was changed.
+Move it away, then run install.sh again." ;;
+    esac
     fail "$hooks/$1 was not installed from here; nothing was changed.
 If you need it, move it into the directory of the phase that it is for, with a number for a name:
     $hooks/$1_OPERATION_SUB-OPERATION_-.d/50-local
@@ -353,8 +358,8 @@ put() {
     [ "$(fingerprint "$file")" != "$1" ] || return 0
     mkdir -p -- "${file%/*}"
     case $2:$(stat -c %A -- "$file" 2>/dev/null) in # "test -x" fails where mounted noexec
-        man/*: | completion/*:) mode=0644 did=installed ;;
-        man/* | completion/*) mode=0644 did=updated ;;
+        man/*: | completion/*: | *.py:) mode=0644 did=installed ;;
+        man/* | completion/* | *.py:*) mode=0644 did=updated ;;
         *:) mode=0755 did=installed ;;
         *:*[xst]*) mode=0755 did=updated ;;
         *) mode=0644 did='updated, but did not make executable,' ;;
@@ -426,8 +431,9 @@ uninstall() {
         [ -n "$(recorded_paths "$owner")" ] || [ "$owner" = "$COMMAND" ] ||
             say "nothing is installed for $owner"
         recorded_paths "$owner" | while read -r path; do
-            if is_needed "$path" "$owner"; then
-                say "left $hooks/$path: 30-post-rm-rf stays, and deletes what it has archived"
+            need=$(why_needed "$path" "$owner")
+            if [ -n "$need" ]; then
+                say "left $hooks/$path: $need"
             else
                 remove "$path"
             fi
@@ -443,10 +449,17 @@ recorded_drivers() {
     done
 }
 
-# Whether a script must stay: where a changed dispatcher stays and a changed deletion, so must the
-# archive, or the next guest to stop would lose its data.
-is_needed() {
-    [ "${1##*/}" = 10-archive ] && [ -e "$hooks/$2" ] && [ -e "$hooks/${1%/*}/30-post-rm-rf" ]
+# Why a file must stay where a changed dispatcher stays; empty where it need not. Without its other
+# half no guest would start; without the archive, where a changed deletion stays, the next guest to
+# stop would lose its data.
+why_needed() {
+    [ -e "$hooks/$2" ] || return 0
+    case $1 in
+        "$2_run.py") ! grep -q -F _run.py -- "$hooks/$2" ||
+            say "$2 stays, and runs no script without it" ;;
+        */10-archive) [ ! -e "$hooks/${1%/*}/30-post-rm-rf" ] ||
+            say '30-post-rm-rf stays, and deletes what it has archived' ;;
+    esac
 }
 
 still_there() {

@@ -338,6 +338,8 @@ class Bench:
             path = hooks / phase_directory / script
             path.write_text(scripts[script])
             path.chmod(0o755)
+        if dispatcher == OURS:
+            shutil.copy(f"{OURS}_run.py", hooks)
         return shutil.copy(dispatcher, hooks / "lxc")
 
 

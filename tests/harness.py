@@ -35,6 +35,12 @@ def script(name):
     return CHECKOUT / SCRIPTS[name] / name
 
 
+def install_dispatcher(path):
+    """Put the dispatcher, both halves, at a path, which ends in the name of a driver."""
+    shutil.copy(CHECKOUT / "hooks/lxc", path)
+    shutil.copy(CHECKOUT / "hooks/lxc_run.py", f"{path}_run.py")
+
+
 def domain(elements, guest="web"):
     """A guest's XML with these elements in its <hooks>."""
     return (

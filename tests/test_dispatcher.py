@@ -1,4 +1,4 @@
-"""The dispatcher, hooks/lxc, copied into a hooks directory of the test's own, runs real scripts."""
+"""The dispatcher, both halves, in a hooks directory of the test's own, runs real scripts."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ import time
 import unittest
 from pathlib import Path
 
-from harness import CAPTURES, CHECKOUT, PHASES, Syslog, TestCase
+from harness import CAPTURES, PHASES, Syslog, TestCase, install_dispatcher
 
 PREPARE = ("prepare", "begin", "-")
 DIRECTORY = "lxc_prepare_begin_-.d"
@@ -43,12 +43,7 @@ class DispatcherTestCase(TestCase):
         self.hooks = self.directory / "hooks"
         self.hooks.mkdir()
         self.record = self.directory / "record"
-        self.install("lxc")
-
-    def install(self, path):
-        """Put the dispatcher at a path below the hooks directory."""
-        shutil.copy(CHECKOUT / "hooks/lxc", self.hooks / path)
-        (self.hooks / path).chmod(0o755)
+        install_dispatcher(self.hooks / "lxc")
 
     def add(self, path, commands="", mode=0o755, shebang="#!/bin/sh"):
         """Put a script into the hooks directory; without commands it adds its path to the record.
@@ -120,6 +115,12 @@ class DispatcherTestCase(TestCase):
         return pid
 
 
+def snapshot_of_times(directory):
+    """When each file of a directory was made, and which it is."""
+    found = {entry.name: entry.stat() for entry in os.scandir(directory)}
+    return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
+
+
 def end(process):
     if process.poll() is None:
         process.kill()
@@ -152,7 +153,7 @@ class Driver(DispatcherTestCase):
         for driver in ("lxc", "qemu", "network", "libxl", "bhyve", "ch", "my-driver"):
             self.add(f"{driver}_start_begin_-.d/10-a")
         for driver in ("qemu", "network", "libxl", "bhyve", "ch", "my-driver"):
-            self.install(driver)
+            install_dispatcher(self.hooks / driver)
             with self.subTest(driver=driver):
                 self.assert_silent_success(self.dispatch("web", "start", "begin", "-", name=driver))
                 self.assertEqual(self.recorded(), [f"{driver}_start_begin_-.d/10-a"])
@@ -210,7 +211,7 @@ class PhaseDirectories(DispatcherTestCase):
         for path in phases.values():
             self.add(path)
         for driver in ("daemon", "network"):
-            self.install(driver)
+            install_dispatcher(self.hooks / driver)
         for (driver, *phase), path in phases.items():
             with self.subTest(driver=driver, phase=phase):
                 guest = "-" if driver == "daemon" else "web"
@@ -597,7 +598,7 @@ for descriptor in range(256):
             for name in ("10-a", "20-b"):
                 self.add(f"{directory}/{name}", commands, shebang="#!/usr/bin/python3 -IS")
             if driver == "qemu":
-                self.install(driver)
+                install_dispatcher(self.hooks / driver)
             phase = PREPARE if driver == "lxc" else ("restore", "begin", "-")
             with self.subTest(driver=driver):
                 self.assert_silent_success(self.dispatch("web", *phase, name=driver))
@@ -754,7 +755,7 @@ class Filters(DispatcherTestCase):
 
     def setUp(self):
         super().setUp()
-        self.install("qemu")
+        install_dispatcher(self.hooks / "qemu")
 
     def filter(self, operation, *scripts, xml=b"<a/>\n", **options):
         """Run the scripts with these commands as qemu's of a phase."""
@@ -1049,7 +1050,7 @@ class TimeLimit(DispatcherTestCase):
             self.add(f"{directory}/10-a", commands)
             self.add(f"{directory}/20-b")
             self.limit("2\n", directory)
-            self.install(name)
+            install_dispatcher(self.hooks / name)
             process = self.start("web", *PREPARE, name=name, stdin=subprocess.DEVNULL)
             runs[name] = process, time.monotonic()
         for name, (status, seconds, recorded, _commands) in cases.items():
@@ -1250,11 +1251,11 @@ print("limits", resource.getrlimit(resource.RLIMIT_NOFILE), os.nice(0))
         os.umask(old)
         status = os.stat(KEPT)
         self.assertEqual((status.st_uid, status.st_mode & 0o777), (0, 0o700))
-        (kept,) = os.listdir(KEPT)
-        before = os.stat(f"{KEPT}/{kept}")
+        names = [f"{self.hooks}/lxc_run.py", f"{self.hooks}/{DIRECTORY}/10-a"]
+        self.assertEqual(set(os.listdir(KEPT)), {name.replace("/", "%") for name in names})
+        before = snapshot_of_times(KEPT)
         self.assert_silent_success(self.dispatch())
-        after = os.stat(f"{KEPT}/{kept}")
-        self.assertEqual((after.st_ino, after.st_mtime_ns), (before.st_ino, before.st_mtime_ns))
+        self.assertEqual(snapshot_of_times(KEPT), before)
 
     def test_where_its_code_cannot_be_kept_it_runs_all_the_same(self):
         self.add(f"{DIRECTORY}/10-a", "import sys; sys.stderr.write('ran')", shebang=self.OWN)
@@ -1264,12 +1265,56 @@ print("limits", resource.getrlimit(resource.RLIMIT_NOFILE), os.nice(0))
         self.assertEqual(self.dispatch().stderr, "ran")
 
 
+class OtherHalf(DispatcherTestCase):
+    """hooks/lxc_run.py, which the dispatcher loads where there is something to run."""
+
+    def setUp(self):
+        super().setUp()
+        self.add(f"{DIRECTORY}/10-a")
+        self.path = self.hooks / "lxc_run.py"
+
+    def assert_nothing_is_run(self, reason):
+        result = self.dispatch()
+        self.assert_refused(result, f"lxc web prepare begin -: {self.path}: ", reason)
+        self.assert_silent_success(self.dispatch("web", "start", "begin", "-"))  # has no script
+
+    def test_where_it_is_missing_nothing_is_run(self):
+        self.path.unlink()
+        self.assert_nothing_is_run("No such file or directory")
+
+    def test_where_it_cannot_be_read_nothing_is_run(self):
+        self.path.unlink()
+        self.path.mkdir()
+        self.assert_nothing_is_run("Is a directory")
+
+    def test_where_it_is_of_another_version_nothing_is_run(self):
+        text = self.path.read_text().replace("find_scripts\n", "find_scripts, of_a_later_version\n")
+        self.path.write_text(text)
+        self.assert_nothing_is_run("cannot import name 'of_a_later_version' from ")
+
+    def test_it_lies_beside_the_file_that_a_link_leads_to(self):
+        (self.directory / "elsewhere").mkdir()
+        (self.hooks / "lxc").rename(self.directory / "elsewhere/dispatcher")
+        self.path.rename(self.directory / "elsewhere/dispatcher_run.py")
+        (self.hooks / "lxc").symlink_to("../elsewhere/dispatcher")
+        self.assert_silent_success(self.dispatch())
+        self.assertEqual(self.recorded(), [f"{DIRECTORY}/10-a"])
+
+    def test_it_runs_as_it_now_is_whatever_its_size_and_its_time(self):
+        text = self.path.read_text()
+        for line in ("one", "two", "one"):
+            self.path.write_text(f"{text}\npass_on(b'{line}', 2)\n")
+            os.utime(self.path, (1, 1))
+            for _ in range(2):
+                self.assertEqual(self.dispatch().stderr, line)
+
+
 class Background(DispatcherTestCase):
     """Point 9."""
 
     def test_nobody_waits_for_what_a_script_leaves_in_the_background(self):
         # sleep outlives the 60 s that finish() waits for the end of stdout and stderr
-        self.install("qemu")
+        install_dispatcher(self.hooks / "qemu")
         started = "until [ -s RECORD ]; do sleep 0.05; done"
         for name, commands in (
             ("holds both", "sleep 300 & echo $! >>RECORD"),
@@ -1567,8 +1612,10 @@ class NothingToDo(DispatcherTestCase):
                 )
                 lines = result.stderr.decode().splitlines()
                 imported = {line.rpartition("|")[2].strip() for line in lines}
-                self.assertIn("os", imported)
+                self.assertIn("io", imported)
                 self.assertEqual(slow & imported, set())
+                if phase == PREPARE:  # in which nothing is to be done
+                    self.assertEqual({"os", "select", "syslog"} & imported, set())
 
 
 class ByHand(DispatcherTestCase):

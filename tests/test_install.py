@@ -30,7 +30,8 @@ from libvirt import HOOKS, Libvirtd, root_directory, virsh, wait_until
 ALL_DRIVERS = ("daemon", "qemu", "lxc", "libxl", "bhyve", "network", "ch")
 PREPARE, RELEASE = "lxc_prepare_begin_-.d", "lxc_release_end_-.d"
 RECORD, TOLD = ".virt-hooks.sha256", ".virt-hooks.told"
-FILES = {"lxc": "hooks/lxc"}  # where they are installed, and where they come from
+# where they are installed, and where they come from
+FILES = {"lxc": "hooks/lxc", "lxc_run.py": "hooks/lxc_run.py"}
 FILES |= {f"{place}/{name}": f"{place}/{name}" for name, place in SCRIPTS.items()}
 QEMU_FILE = "qemu_restore_begin_-.d/00-saved-image"
 QEMU_LINK = "qemu_started_begin_-.d/00-saved-image"
@@ -85,11 +86,12 @@ class InstallTestCase(TestCase):
         hooks = hooks or self.hooks
         wanted = {path.replace("lxc", driver, 1): source / file for path, file in FILES.items()}
         if driver in ("daemon", "network"):
-            wanted = {driver: source / "hooks/lxc"}
+            wanted = {driver: source / "hooks/lxc", f"{driver}_run.py": source / "hooks/lxc_run.py"}
         for path, file in wanted.items():
             self.assertEqual((hooks / path).read_bytes(), file.read_bytes(), path)
             status = (hooks / path).lstat()
-            self.assertEqual((status.st_mode, status.st_uid, status.st_gid), (0o100755, 0, 0), path)
+            mode = 0o100644 if path.endswith(".py") else 0o100755
+            self.assertEqual((status.st_mode, status.st_uid, status.st_gid), (mode, 0, 0), path)
         if driver not in ("daemon", "network"):
             for link, target in LINKS.items():
                 link, target = link.replace("lxc", driver), target.replace("lxc", driver)
@@ -235,7 +237,7 @@ class Installing(InstallTestCase):
             self.assert_installed_from(CHECKOUT, driver=driver)
         self.assertEqual(len({(self.hooks / driver).stat().st_ino for driver in ALL_DRIVERS}), 7)
         for driver in ("network", "daemon"):
-            self.assertEqual(list(self.hooks.glob(f"{driver}_*")), [])
+            self.assertEqual([p.name for p in self.hooks.glob(f"{driver}_*")], [f"{driver}_run.py"])
             self.assertRegex(said, f"(?m)^{driver} has the dispatcher alone")
         self.hooks = self.directory / "only-qemu"
         self.installed("--driver", "qemu", "--driver", "qemu")
@@ -438,10 +440,11 @@ class Upgrading(InstallTestCase):
         for path in FILES.values():
             (copy / path).write_text(NEVER_RUN)
         for path in FILES:
-            if path != "lxc":
+            if "/" in path:
                 self.replace(path, "#!/bin/sh\necho mine\n")
         self.installed()
-        self.replace("lxc", (CHECKOUT / "hooks/lxc").read_text() + "# mine\n")
+        for path in ("lxc", "lxc_run.py"):
+            self.replace(path, (CHECKOUT / FILES[path]).read_text() + "# mine\n")
         self.installed(source=copy)
         self.assertEqual(len([name for name in self.names() if name.endswith(".new")]), len(FILES))
         for phase in (("prepare", "begin", "-"), ("release", "end", "-")):
@@ -459,7 +462,7 @@ class Upgrading(InstallTestCase):
         newer = self.newer_copy()
         self.installed(source=newer)
         for path in FILES:
-            off = path.endswith(("30-post-rm-rf", f"{PREPARE}/20-ramdisk"))
+            off = path.endswith(("30-post-rm-rf", f"{PREPARE}/20-ramdisk", ".py"))
             self.assertEqual((self.hooks / path).stat().st_mode, 0o100644 if off else 0o100755)
             self.assertEqual((self.hooks / path).read_bytes(), (newer / FILES[path]).read_bytes())
 
@@ -637,6 +640,13 @@ class NeverLosing(InstallTestCase):
                     ):
                         self.assertIn(part, result.stderr)
 
+    def test_it_refuses_where_something_foreign_has_the_name_of_the_other_half(self):
+        foreign = self.replace("lxc_run.py", "# foreign\n")
+        result = self.install()
+        self.assertEqual((result.returncode, result.stdout), (1, ""))
+        self.assertIn(f"{foreign} was not installed from here; nothing was changed", result.stderr)
+        self.assertEqual(self.names(), {"lxc_run.py"})
+
     def test_what_it_says_to_do_with_a_foreign_dispatcher_works(self):
         foreign = self.replace("lxc", '#!/bin/sh\necho "foreign: $*"\n')
         self.assertEqual(self.install().returncode, 1)
@@ -736,11 +746,21 @@ class Uninstalling(InstallTestCase):
         self.replace(f"{RELEASE}/30-post-rm-rf", text + "# mine\n")
         said = self.installed("--uninstall")
         self.assertIn(f"left {self.hooks / RELEASE}/10-archive: 30-post-rm-rf stays", said)
-        kept = {"lxc", f"{RELEASE}/10-archive", f"{RELEASE}/30-post-rm-rf"}
+        kept = {"lxc", "lxc_run.py", f"{RELEASE}/10-archive", f"{RELEASE}/30-post-rm-rf"}
         self.assertEqual(self.names(), {*kept, RECORD})
         (self.hooks / "lxc").unlink()
         self.installed("--uninstall")
         self.assertEqual(self.names(), {f"{RELEASE}/30-post-rm-rf"})
+
+    def test_where_a_dispatcher_stays_its_other_half_stays(self):
+        self.installed()
+        changed = self.replace("lxc", (CHECKOUT / "hooks/lxc").read_text() + "# mine\n")
+        said = self.installed("--uninstall")
+        self.assertIn(f"left {self.hooks}/lxc_run.py: lxc stays, and runs no script", said)
+        self.assertEqual(self.names(), {"lxc", "lxc_run.py", RECORD})
+        changed.unlink()
+        self.installed("--uninstall")
+        self.assertEqual(self.names(), set())
 
     def test_the_dispatcher_goes_first_and_comes_last(self):
         self.installed()
@@ -801,7 +821,7 @@ class Killed(InstallTestCase):
             file = QEMU_FILE if name == QEMU_FILE else FILES[name.replace("qemu", "lxc")]
             versions = [(source / file).read_bytes() for source in (CHECKOUT, self.newer)]
             self.assertIn(path.read_bytes(), versions, name)
-            self.assertEqual(path.stat().st_mode, 0o100755)
+            self.assertEqual(path.stat().st_mode, 0o100644 if name.endswith(".py") else 0o100755)
 
     def test_a_further_run_repairs_an_installation_an_upgrade_and_an_uninstallation(self):
         drivers = ("--driver", "lxc", "--driver", "qemu")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from harness import CHECKOUT, NAMESPACE, TestCase, domain, run
+from harness import CHECKOUT, NAMESPACE, TestCase, domain, install_dispatcher, run
 
 COMMAND = CHECKOUT / "virt-hooks"
 PREPARE, RELEASE = "lxc_prepare_begin_-.d", "lxc_release_end_-.d"
@@ -35,7 +35,7 @@ class VirtHooksTestCase(TestCase):
         super().setUp()
         self.hooks = self.directory / "hooks"
         self.hooks.mkdir()
-        shutil.copy(CHECKOUT / "hooks/lxc", self.hooks)
+        install_dispatcher(self.hooks / "lxc")
         for directory in CHECKOUT.glob("lxc_*.d"):
             shutil.copytree(directory, self.hooks / directory.name, symlinks=True)
 
@@ -124,22 +124,22 @@ class Check(VirtHooksTestCase):
         self.assert_sound()
 
     def test_a_hook_that_others_could_have_written_is_never_run(self):
-        hook = self.hooks / "lxc"
-        text = hook.read_text()
-        hook.write_text(text + "\nos.mkdir('/srv/pwned')\n")
-        for break_it, mend in (
-            (lambda: hook.chmod(0o775), f"chmod go-w {hook}"),
-            (lambda: hook.chmod(0o757), f"chmod go-w {hook}"),
-            (lambda: os.chown(hook, 1000, 0), f"chown root: {hook}"),
-            (lambda: self.hooks.chmod(0o777), f"chmod go-w {self.hooks}"),
-            (lambda: os.chown(self.directory, 1000, 0), f"chown root: {self.directory}"),
-        ):
-            with self.subTest(mend=mend):
-                break_it()
-                self.assert_finds(str(hook)[:9], mend)
-                self.assertFalse(os.path.exists("/srv/pwned"))
-                self.assertEqual(run(["sh", "-c", mend]).returncode, 0)
-        hook.write_text(text)
+        for hook in (self.hooks / "lxc", self.hooks / "lxc_run.py"):
+            text = hook.read_text()
+            hook.write_text(text + "\nos.mkdir('/srv/pwned')\n")
+            for break_it, mend in (
+                (lambda hook=hook: hook.chmod(0o775), f"chmod go-w {hook}"),
+                (lambda hook=hook: hook.chmod(0o757), f"chmod go-w {hook}"),
+                (lambda hook=hook: os.chown(hook, 1000, 0), f"chown root: {hook}"),
+                (lambda: self.hooks.chmod(0o777), f"chmod go-w {self.hooks}"),
+                (lambda: os.chown(self.directory, 1000, 0), f"chown root: {self.directory}"),
+            ):
+                with self.subTest(mend=mend):
+                    break_it()
+                    self.assert_finds(str(hook)[:9], mend)
+                    self.assertFalse(os.path.exists("/srv/pwned"))
+                    self.assertEqual(run(["sh", "-c", mend]).returncode, 0)
+            hook.write_text(text)
         self.assert_sound()
 
     def test_a_hook_of_another_version_or_that_is_broken(self):
@@ -152,6 +152,22 @@ class Check(VirtHooksTestCase):
             (self.hooks / "lxc").write_text(broken)
             self.assert_finds(part, "install.sh")
         (self.hooks / "lxc").write_text(text)
+        self.assert_sound()
+
+    def test_a_hook_whose_other_half_is_missing_broken_or_of_another_version(self):
+        other_half = self.hooks / "lxc_run.py"
+        text = other_half.read_text()
+        other_half.unlink()
+        self.assert_finds(f"there is no {other_half}, so libvirt runs none", "install.sh")
+        for broken, part in (
+            (text.replace("import os\n", "import o s\n"), "cannot be loaded: invalid syntax"),
+            (text.replace("find_scripts\n", "find_more\n"), "cannot be loaded: cannot import name"),
+            (text.replace("def time_limit(", "def limit("), "is of another version"),
+            ("", "is of another version"),
+        ):
+            other_half.write_text(broken)
+            self.assert_finds(part, "install.sh")
+        other_half.write_text(text)
         self.assert_sound()
 
     def test_a_hook_with_an_interpreter_that_is_missing(self):
@@ -288,7 +304,7 @@ class Check(VirtHooksTestCase):
         self.assert_sound()
 
     def test_selinux_that_keeps_a_network_hook_from_running(self):
-        shutil.copy(CHECKOUT / "hooks/lxc", self.hooks / "network")
+        install_dispatcher(self.hooks / "network")
         run(["mount", "-t", "tmpfs", "tests", "/sys/fs"], check=True)
         self.addCleanup(run, ["umount", "/sys/fs"], check=True)
         os.makedirs("/sys/fs/selinux/booleans")
@@ -471,7 +487,7 @@ class Check(VirtHooksTestCase):
         self.assertEqual(result.stderr.count("only root can ask the scripts"), 1)
 
     def test_a_driver_that_cannot_be_asked_matters_only_where_a_guest_could_be_its(self):
-        shutil.copy(CHECKOUT / "hooks/lxc", self.hooks / "qemu")
+        install_dispatcher(self.hooks / "qemu")
         virsh = '#!/bin/sh\ncase "$*" in *qemu:*) echo down >&2; exit 1 ;; esac\n'
         virsh += f'exec {shutil.which("virsh")} -q -c test:///default "$4" $5 $6\n'
         self.write("bin/virsh", virsh, 0o755)
@@ -491,12 +507,12 @@ class Check(VirtHooksTestCase):
     def test_xml_that_does_not_say_its_driver(self):
         xml = domain("<mkdirs><dir>/srv/a</dir></mkdirs>").replace(" type='lxc'", "")
         self.assert_sound(self.guest(xml=xml))
-        shutil.copy(CHECKOUT / "hooks/lxc", self.hooks / "network")
+        install_dispatcher(self.hooks / "network")
         self.assert_cannot_look("use --driver", self.guest(xml=xml))
         self.assert_sound("--driver", "lxc", self.guest(xml=xml))
 
     def test_a_network_is_wrapped_as_libvirt_does(self):
-        shutil.copy(CHECKOUT / "hooks/lxc", self.hooks / "network")
+        install_dispatcher(self.hooks / "network")
         source = CHECKOUT / PREPARE / "10-mkdirs"
         (self.hooks / "network_start_begin_-.d").mkdir()
         shutil.copy(source, self.hooks / "network_start_begin_-.d")
@@ -738,7 +754,7 @@ class Replay(VirtHooksTestCase):
         self.assertFalse((self.directory / "data").exists())
 
     def test_filters_print_the_xml_that_libvirt_would_get(self):
-        (self.hooks / "lxc").rename(self.hooks / "qemu")
+        install_dispatcher(self.hooks / "qemu")
         self.script("qemu_restore_begin_-.d/10-filter", "#!/bin/sh\nsed s/lxc/kvm/\n")
         xml = domain("").replace("<metadata>", f"{UUID}<metadata>")
         result = self.replay("--driver", "qemu", self.guest(xml=xml), "restore")

@@ -66,7 +66,7 @@ def plan(wanted, found, missing, record, overwrite=False):
 
 
 def is_dispatcher(path):
-    return os.path.dirname(path) == HOOKS
+    return os.path.dirname(path) == HOOKS and not path.endswith(".py")  # their other halves
 
 
 def is_as(file, checksums, mode=None):
