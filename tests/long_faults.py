@@ -54,7 +54,7 @@ SCRIPTS = {
 }
 PHASES = {"prepare": ("prepare", "begin", "-"), "release": ("release", "end", "shutdown")}
 PROGRAMS = {
-    "10-archive": ("cp", "chmod", "sync", "rm"),
+    "10-archive": ("cp", "chmod", "sync"),
     "20-ramdisk": ("mount", "umount"),
     "30-preload": ("cp",),
     "30-post-rm-rf": ("rm",),
