@@ -122,6 +122,15 @@ def mount_points():
     return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]
 
 
+def network_state():
+    """All that policies and routing tables may change: {command or file: what it shows}."""
+    commands = ("nft --stateless list ruleset", "ip rule", "ip -6 rule",
+                "ip route show table all", "ip -6 route show table all")  # fmt: skip
+    shown = {command: run(command.split()).stdout for command in commands}
+    files = (path for path in Path("/etc/iproute2").rglob("*") if path.is_file())
+    return shown | {str(path): path.read_bytes() for path in files}
+
+
 def snapshot(directory):
     """What is in a directory, for comparison: {path: (type and mode, owner, group, contents)}."""
     found = {}

@@ -58,6 +58,34 @@ class Libvirtd:
         os.kill(int(PID_FILE.read_text()), signal.SIGHUP)
 
 
+def start_libvirtd(add_cleanup):
+    """Start a libvirtd, until a clean-up of a test, a class or a module stops it."""
+    libvirtd = Libvirtd()
+    libvirtd.start()
+    add_cleanup(libvirtd.stop)
+    return libvirtd
+
+
+def start_libvirtd_with_hooks(add_cleanup, *options):
+    """Install the checkout's hooks, with options of install.sh, and start a libvirtd."""
+    install(*options, "--no-reload")
+    add_cleanup(shutil.rmtree, HOOKS)
+    return start_libvirtd(add_cleanup)
+
+
+def put_hook(test, path, text, mode=0o755):
+    """Put a script into the hooks directory, until a test is over; return its path."""
+    path = HOOKS / path
+    for directory in (path.parent.parent, path.parent):
+        if not directory.exists():
+            directory.mkdir()
+            test.addCleanup(directory.rmdir)
+    path.write_text(text)
+    path.chmod(mode)
+    test.addCleanup(path.unlink, missing_ok=True)
+    return path
+
+
 class LostGuest(Exception):
     """libvirtd has closed its connection to a guest's controller, and so misses the guest's end.
 

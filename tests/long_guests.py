@@ -8,8 +8,8 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from harness import Syslog, TestCase, mount_points, run, snapshot
-from libvirt import HOOKS, Guest, Libvirtd, LostGuest, install, root_directory
+from harness import Syslog, TestCase, mount_points, network_state, run, snapshot
+from libvirt import HOOKS, Guest, LostGuest, root_directory, start_libvirtd_with_hooks
 from test_libvirt import LIFE
 
 GUESTS, AT_ONCE = 50, 8
@@ -31,11 +31,7 @@ NETWORK = """
 class Guests(TestCase):
     def setUp(self):
         super().setUp()
-        install("--no-reload")
-        self.addCleanup(run, ["rm", "-rf", HOOKS])
-        libvirtd = Libvirtd()
-        libvirtd.start()
-        self.addCleanup(libvirtd.stop)
+        start_libvirtd_with_hooks(self.addCleanup)
         for command in (
             "link add uplink type bridge",
             "link set uplink addrgenmode none",
@@ -48,13 +44,10 @@ class Guests(TestCase):
 
     def state_of_host(self):
         """All that guests' scripts may leave on a host, except archives."""
-        commands = ("nft --stateless list ruleset", "ip rule", "ip -6 rule",
-                    "ip route show table all", "ip -6 route show table all")  # fmt: skip
-        state = {command: run(command.split()).stdout for command in commands}
-        state["mounts"] = mount_points()
-        for directory in ("/etc/iproute2", "/run/virt-hooks"):
-            if Path(directory).exists():
-                state |= {k: v for k, v in snapshot(Path(directory)).items() if v[3] is not None}
+        state = {**network_state(), "mounts": mount_points()}
+        kept = Path("/run/virt-hooks")
+        if kept.exists():
+            state |= {k: v for k, v in snapshot(kept).items() if v[3] is not None}
         return {key: value for key, value in state.items() if not key.endswith("/lock")}
 
     def processes(self):

@@ -25,7 +25,7 @@ from harness import (
     run,
     snapshot,
 )
-from libvirt import HOOKS, Libvirtd, root_directory, virsh, wait_until
+from libvirt import HOOKS, root_directory, start_libvirtd, virsh, wait_until
 
 ALL_DRIVERS = ("daemon", "qemu", "lxc", "libxl", "bhyve", "network", "ch")
 PREPARE, RELEASE = "lxc_prepare_begin_-.d", "lxc_release_end_-.d"
@@ -1192,9 +1192,7 @@ class Example(InstallTestCase):
         web, golden, archive = Path("/srv/web"), Path("/srv/golden"), Path("/srv/archive")
         for directory in (web, golden, archive, HOOKS):
             self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
-        libvirtd = Libvirtd()
-        libvirtd.start()
-        self.addCleanup(libvirtd.stop)
+        start_libvirtd(self.addCleanup)
         self.assertIn("told libvirtd", run([CHECKOUT / "install.sh"]).stdout)
         root_directory(web / "rootfs")
         (golden / "web").mkdir(parents=True)

@@ -10,10 +10,12 @@ from harness import Syslog, TestCase, mount_points, run, snapshot
 from libvirt import (
     HOOKS,
     Guest,
-    Libvirtd,
     install,
+    put_hook,
     root_directory,
     shutoff_reason,
+    start_libvirtd,
+    start_libvirtd_with_hooks,
     wait_until,
 )
 
@@ -46,11 +48,7 @@ class LibvirtTestCase(TestCase):
 
     @classmethod
     def setUpClass(cls):
-        install("--no-reload")
-        cls.addClassCleanup(shutil.rmtree, HOOKS)
-        libvirtd = Libvirtd()
-        libvirtd.start()
-        cls.addClassCleanup(libvirtd.stop)
+        start_libvirtd_with_hooks(cls.addClassCleanup)
 
     def setUp(self):
         super().setUp()
@@ -77,23 +75,11 @@ class LibvirtTestCase(TestCase):
         for guest in self.guests.values():
             guest.remove()
 
-    def hook(self, path, text):
-        """Put a script into the hooks directory, until the test is over."""
-        path = HOOKS / path
-        for directory in (path.parent.parent, path.parent):
-            if not directory.exists():
-                directory.mkdir()
-                self.addCleanup(directory.rmdir)
-        path.write_text(text)
-        path.chmod(0o755)
-        self.addCleanup(path.unlink)
-        return path
-
     def record(self, *directories, file="records"):
         """Have a script in each phase directory record its calls in a file, see RECORDER."""
         records = self.directory / file
         for directory in directories:
-            self.hook(f"lxc_{directory}/50-record", RECORDER.format(records=records))
+            put_hook(self, f"lxc_{directory}/50-record", RECORDER.format(records=records))
         return records
 
     def state(self, directory=None):
@@ -444,7 +430,9 @@ class Phases(LibvirtTestCase):
 
     def test_a_background_process_of_a_script_does_not_keep_virsh_waiting(self):
         pid = self.directory / "pid"
-        self.hook("lxc_prepare_begin_-.d/50-background", f"#!/bin/sh\nsleep 60 & echo $! > {pid}\n")
+        put_hook(
+            self, "lxc_prepare_begin_-.d/50-background", f"#!/bin/sh\nsleep 60 & echo $! > {pid}\n"
+        )
         guest = self.guest()
         began = time.monotonic()
         guest.start()
@@ -482,9 +470,7 @@ class Installation(LibvirtTestCase):
         pass
 
     def setUp(self):
-        self.libvirtd = Libvirtd()
-        self.libvirtd.start()
-        self.addCleanup(self.libvirtd.stop)
+        self.libvirtd = start_libvirtd(self.addCleanup)
         self.addCleanup(shutil.rmtree, HOOKS)
         super().setUp()
 

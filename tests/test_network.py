@@ -5,18 +5,19 @@ import os
 import shutil
 import signal
 import unittest
-from pathlib import Path
 
-from harness import CHECKOUT, TestCase, run
+from harness import CHECKOUT, TestCase, network_state, run
 from libvirt import (
     HOOKS,
     NETWORK,
     PID_FILE,
     Guest,
-    Libvirtd,
     LostGuest,
     install,
+    put_hook,
     root_directory,
+    start_libvirtd,
+    start_libvirtd_with_hooks,
     virsh,
     wait_until,
 )
@@ -55,50 +56,26 @@ class HooksCase(TestCase):
     def setUp(self):
         super().setUp()
         self.records = self.directory / "records"
-        self.addCleanup(shutil.rmtree, HOOKS)
         self.addCleanup(run, ["nft", "flush", "ruleset"])  # libvirt leaves chains of its own
-
-    def hook(self, path, text):
-        """Put a script into the hooks directory."""
-        path = HOOKS / path
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-        path.chmod(0o755)
 
     def record(self, *directories):
         for directory in directories:
-            self.hook(f"{directory}/90-record", RECORDER.format(records=self.records))
-
-    def start_libvirtd(self):
-        libvirtd = Libvirtd()
-        libvirtd.start()
-        self.addCleanup(libvirtd.stop)
-        return libvirtd
+            put_hook(self, f"{directory}/90-record", RECORDER.format(records=self.records))
 
     def recorded(self):
         return self.records.read_text().splitlines() if self.records.exists() else []
-
-    def network(self):
-        """All that policies and tables may change."""
-        commands = ("nft --stateless list ruleset", "ip rule", "ip -6 rule",
-                    "ip route show table all", "ip -6 route show table all")  # fmt: skip
-        shown = {command: run(command.split()).stdout for command in commands}
-        names = {str(path): path.read_bytes() for path in Path("/etc/iproute2").rglob("*")
-                 if path.is_file()}  # fmt: skip
-        return shown | names
 
 
 class Network(HooksCase):
     def setUp(self):
         super().setUp()
-        install("--driver", "network", "--no-reload")
+        start_libvirtd_with_hooks(self.addCleanup, "--driver", "network")
         # the directories that README's "Every driver" makes
         for phase in ("started_begin", "stopped_end"):
             directory = HOOKS / f"network_{phase}_-.d"
             directory.mkdir()
             for script in SCRIPTS:
                 shutil.copy(CHECKOUT / "lxc_start_begin_-.d" / script, directory)
-        self.start_libvirtd()
 
     def define(self, elements=ELEMENTS):
         definition = self.write("lan.xml", DEFINITION.format(elements=elements))
@@ -113,7 +90,7 @@ class Network(HooksCase):
         bare = self.write("bare.xml", bare)
         self.assert_succeeds(virsh("net-create", bare, uri=NETWORK))
         self.assert_succeeds(virsh("net-destroy", "bare", uri=NETWORK))
-        before = self.network()
+        before = network_state()
         phases = ["start begin -", "started begin -", "updated begin -", "stopped end -"]
         self.record(*(f"network_{phase}.d".replace(" ", "_") for phase in phases))
         self.assert_succeeds(virsh("net-start", "lan", uri=NETWORK))
@@ -125,7 +102,7 @@ class Network(HooksCase):
         update = virsh("net-update", "lan", "add", "dns-txt", text, "--live", uri=NETWORK)
         self.assert_succeeds(update)
         self.assert_succeeds(virsh("net-destroy", "lan", uri=NETWORK))
-        self.assertEqual(self.network(), before)
+        self.assertEqual(network_state(), before)
         calls = self.recorded()
         self.assertEqual([call.partition(" <")[0] for call in calls],
                          [f"lan {phase}" for phase in phases])  # fmt: skip
@@ -134,7 +111,7 @@ class Network(HooksCase):
             self.assertIn('<routing-table id="101" name="uplink2">', call)
 
     def test_a_network_whose_script_fails_does_not_start_and_its_user_reads_why(self):
-        before = self.network()
+        before = network_state()
         self.define(ELEMENTS.replace("10.77.0.254", "nowhere"))
         self.addCleanup(run, ["ip", "link", "delete", "virbr7"])  # libvirt leaves it
         result = virsh("net-start", "lan", uri=NETWORK)
@@ -143,16 +120,17 @@ class Network(HooksCase):
         self.assertIn("'nowhere' is not an IP address", result.stderr)
         line = "virt-hooks: network lan started begin -: 10-routing-table: exit status 1\n"
         self.assertIn(line, result.stderr)
-        self.assertNotIn("uplink2", "".join(map(str, self.network())))
-        self.assertEqual(self.network()["ip rule"], before["ip rule"])
+        self.assertNotIn("uplink2", "".join(map(str, network_state())))
+        self.assertEqual(network_state()["ip rule"], before["ip rule"])
 
 
 class Daemon(HooksCase):
     def test_the_daemon_starts_reloads_and_ends_without_xml(self):
         install("--driver", "daemon", "--no-reload")
+        self.addCleanup(shutil.rmtree, HOOKS)
         self.record("daemon_start_-_start.d", "daemon_reload_begin_SIGHUP.d")
         self.record("daemon_shutdown_-_shutdown.d")
-        libvirtd = self.start_libvirtd()
+        libvirtd = start_libvirtd(self.addCleanup)
         wait_until(self.recorded)
         self.assertEqual(self.recorded(), ["- start - start "])
         os.kill(int(PID_FILE.read_text()), signal.SIGHUP)
@@ -163,16 +141,16 @@ class Daemon(HooksCase):
 
     def test_what_fails_in_its_hooks_does_not_keep_the_daemon_from_running(self):
         install("--driver", "daemon", "--no-reload")
-        self.hook("daemon_start_-_start.d/50-fail", f"#!/bin/sh\n: >{self.records}\nexit 3\n")
-        self.start_libvirtd()
+        self.addCleanup(shutil.rmtree, HOOKS)
+        put_hook(self, "daemon_start_-_start.d/50-fail", f"#!/bin/sh\n: >{self.records}\nexit 3\n")
+        start_libvirtd(self.addCleanup)
         self.assertTrue(self.records.exists())
         self.assertEqual(virsh("uri").returncode, 0)
 
 
 class ManyGuests(HooksCase):
     def test_guests_that_run_at_once_leave_the_network_as_it_was(self):
-        install("--no-reload")
-        self.start_libvirtd()
+        start_libvirtd_with_hooks(self.addCleanup)
         self.assert_succeeds(run(["ip", "link", "add", "uplink", "type", "bridge"]))
         self.addCleanup(run, ["ip", "link", "delete", "uplink"])
         quiet = ["ip", "link", "set", "uplink", "addrgenmode", "none"]  # no routes of the kernel's
@@ -180,7 +158,7 @@ class ManyGuests(HooksCase):
         self.assert_succeeds(run(["ip", "addr", "add", "10.88.0.1/24", "dev", "uplink"]))
         self.assert_succeeds(run(["ip", "link", "set", "uplink", "up"]))
         root = root_directory(self.directory / "root")  # of them all: they write nothing
-        before = self.network()
+        before = network_state()
         guests = [
             Guest(f"guest{number}", root, "true", ELEMENTS
                   .replace("10.77.0.254 dev virbr7", "10.88.0.2")
@@ -192,7 +170,7 @@ class ManyGuests(HooksCase):
             self.addCleanup(guest.remove)
         for guest in guests:
             guest.start()
-        during = self.network()
+        during = network_state()
         for number in range(GUESTS):
             self.assertIn(f"from 10.77.0.{number} lookup uplink{number % 3}", during["ip rule"])
         self.assertEqual(during["nft --stateless list ruleset"].count("chain from-network"), GUESTS)
@@ -200,7 +178,7 @@ class ManyGuests(HooksCase):
             with contextlib.suppress(LostGuest):  # then it is destroyed
                 guest.end()
             guest.remove()
-        self.assertEqual(self.network(), before)
+        self.assertEqual(network_state(), before)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from harness import NAMESPACE, TestCase, run
-from libvirt import HOOKS as INSTALLED
-from libvirt import Guest, Libvirtd, install, root_directory
+from libvirt import Guest, root_directory, start_libvirtd_with_hooks
 
 UUID = "9f0cd2a8-6a4b-4a5c-8f2f-0123456789ab"
 OTHER = "00000000-0000-4000-8000-000000000000"
@@ -266,11 +265,7 @@ class Packets(PolicyCase):
         self.assertTrue(self.connects("one", 80, "10.77.0.6"))
 
     def test_a_container_from_its_first_packet_to_its_end(self):
-        install("--no-reload")
-        self.addCleanup(run, ["rm", "-rf", INSTALLED])
-        libvirtd = Libvirtd()
-        libvirtd.start()
-        self.addCleanup(libvirtd.stop)
+        start_libvirtd_with_hooks(self.addCleanup)
         root = root_directory(self.directory / "root")
         for applet in ("ip", "nc"):
             (root / "bin" / applet).symlink_to("busybox")

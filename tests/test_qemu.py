@@ -1,19 +1,17 @@
 """Real QEMU guests under the real libvirtd: saved, restored, migrated and ended."""
 
 import os
-import shutil
 import subprocess
 import unittest
 from pathlib import Path
 
 from harness import CHECKOUT, TestCase, mount_points
 from libvirt import (
-    HOOKS,
     LOG,
     QEMU,
-    Libvirtd,
-    install,
+    put_hook,
     shutoff_reason,
+    start_libvirtd_with_hooks,
     version,
     virsh,
     wait_until,
@@ -77,11 +75,7 @@ exit # so that the shell stays, as process 1, which reaps what QEMU leaves
 class QemuTestCase(TestCase):
     @classmethod
     def setUpClass(cls):
-        install("--driver", "qemu", "--no-reload")
-        cls.addClassCleanup(shutil.rmtree, HOOKS)
-        libvirtd = Libvirtd()
-        libvirtd.start()
-        cls.addClassCleanup(libvirtd.stop)
+        start_libvirtd_with_hooks(cls.addClassCleanup, "--driver", "qemu")
 
     def setUp(self):
         super().setUp()
@@ -98,17 +92,6 @@ class QemuTestCase(TestCase):
         result = virsh(*arguments, uri=QEMU)
         self.assertEqual(result.returncode, 0, result.stderr)
         return result.stdout
-
-    def hook(self, path, text):
-        """Put a script into the hooks directory, until the test is over."""
-        path = HOOKS / path
-        if not path.parent.exists():
-            path.parent.mkdir()
-            self.addCleanup(path.parent.rmdir)
-        path.write_text(text)
-        path.chmod(0o755)
-        self.addCleanup(path.unlink, missing_ok=True)
-        return path
 
     def start_with_data(self):
         """Start the guest, and write what it is to keep."""
@@ -133,10 +116,10 @@ class QemuTestCase(TestCase):
 class Saved(QemuTestCase):
     def test_both_kinds_of_save_keep_the_data_and_filters_change_the_xml_of_what_is_restored(self):
         for name, text in FILTERS.items():
-            self.hook(f"qemu_restore_begin_-.d/{name}", f"#!/bin/sh\n{text}\n")
+            put_hook(self, f"qemu_restore_begin_-.d/{name}", f"#!/bin/sh\n{text}\n")
         records = self.directory / "records"
         for phase in PHASES:
-            self.hook(f"qemu_{phase}_-.d/90-record", RECORDER.format(records=records))
+            put_hook(self, f"qemu_{phase}_-.d/90-record", RECORDER.format(records=records))
         image = self.directory / "image"
 
         def assert_phases(*phases):
@@ -169,7 +152,7 @@ class Saved(QemuTestCase):
         for phase in ("restore", "prepare", "start"):
             with self.subTest(phase):
                 fail = "#!/bin/sh\necho not now >&2\nexit 3\n"
-                failing = self.hook(f"qemu_{phase}_begin_-.d/50-fail", fail)
+                failing = put_hook(self, f"qemu_{phase}_begin_-.d/50-fail", fail)
                 result = virsh("start", "web", uri=QEMU)
                 failing.unlink()
                 self.assert_kept()

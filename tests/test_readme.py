@@ -5,7 +5,7 @@ import re
 import unittest
 
 from harness import CHECKOUT, TestCase, domain, run
-from libvirt import HOOKS, Libvirtd, virsh
+from libvirt import HOOKS, start_libvirtd, virsh
 
 README = (CHECKOUT / "README.md").read_text()
 SUDO = 'set -eu\nsudo() { env "$@"; }\n'  # we are root; "sudo NAME=VALUE COMMAND" as sudo does it
@@ -28,9 +28,7 @@ class Readme(TestCase):
         self.addCleanup(run, ["rm", "-rf", "/srv/web", "/srv/golden", "/srv/archive", HOOKS])
         demo = blocks("Two commands")[0].splitlines()[0]
         self.shell(demo)
-        libvirtd = Libvirtd()
-        libvirtd.start()
-        self.addCleanup(libvirtd.stop)
+        start_libvirtd(self.addCleanup)
         for command in blocks("Installing"):
             self.shell(command)
         prepare, live = blocks("A guest that uses it")

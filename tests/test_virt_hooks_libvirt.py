@@ -10,10 +10,11 @@ from harness import CHECKOUT, NAMESPACE, TestCase, run
 from libvirt import (
     HOOKS,
     Guest,
-    Libvirtd,
     install,
+    put_hook,
     root_directory,
     shutoff_reason,
+    start_libvirtd_with_hooks,
     virsh,
     wait_until,
 )
@@ -31,12 +32,8 @@ cat >{records}.xml
 
 def setUpModule():
     """Install the command as by default, and start a libvirtd, which notices the hook."""
-    install("--no-reload")
-    unittest.addModuleCleanup(shutil.rmtree, HOOKS)
+    start_libvirtd_with_hooks(unittest.addModuleCleanup)
     unittest.addModuleCleanup(install, "--uninstall", "--no-reload")
-    libvirtd = Libvirtd()
-    libvirtd.start()
-    unittest.addModuleCleanup(libvirtd.stop)
 
 
 class VirtHooksTestCase(TestCase):
@@ -52,18 +49,6 @@ class VirtHooksTestCase(TestCase):
             self.guests[name].remove()
         self.guests[name] = Guest(name, self.root, "true", elements, **options)
         return self.guests[name]
-
-    def script(self, path, text, mode=0o755):
-        """Put a script into the hooks directory, until the test is over."""
-        path = HOOKS / path
-        for directory in (path.parent.parent, path.parent):
-            if not directory.exists():
-                directory.mkdir()
-                self.addCleanup(directory.rmdir)
-        path.write_text(text)
-        path.chmod(mode)
-        self.addCleanup(lambda: path.unlink(missing_ok=True))
-        return path
 
     def virt_hooks(self, *arguments, **options):
         return run([COMMAND, *arguments], **options)
@@ -228,9 +213,9 @@ class Agreeing(VirtHooksTestCase):
             *("lxc_stopped_end_-.d/50-f", "lxc_release_end_-.d/50-g"),
             *("lxc_release_end_shutdown.d/40-h", "lxc_release_end_crashed.d/45-i"),
         ):
-            self.script(path, text)
-        self.script("lxc_prepare_begin_-.d/50-off", text, 0o644)
-        self.script("lxc_prepare_begin_-.d/50-old.bak", text)
+            put_hook(self, path, text)
+        put_hook(self, "lxc_prepare_begin_-.d/50-off", text, 0o644)
+        put_hook(self, "lxc_prepare_begin_-.d/50-old.bak", text)
         guest = self.guest()
         guest.live()
         ran = records.read_text().splitlines()
@@ -251,8 +236,8 @@ class Agreeing(VirtHooksTestCase):
 
     def test_replay_gives_scripts_what_libvirtd_gives_them(self):
         records = self.directory / "records"
-        self.script(
-            "lxc_prepare_begin_-.d/50-record", RECORDER.format(hooks=HOOKS, records=records)
+        put_hook(
+            self, "lxc_prepare_begin_-.d/50-record", RECORDER.format(hooks=HOOKS, records=records)
         )
         arguments, xml = (self.directory / f"records.{name}" for name in ("arguments", "xml"))
         guest = self.guest("<mkdirs/>", name="vm one")

@@ -156,10 +156,14 @@ class Host:
         path.chmod(mode)
         return path
 
-    def stop(self):
-        self.init.stdin.close()  # its first process ends, and with it all others and the mounts
+    def end(self):
+        """End its first process, and with it all others and the mounts."""
+        self.init.stdin.close()
         self.init.wait(60)
         self.init.stdout.close()
+
+    def stop(self):
+        self.end()
         subprocess.run(["rm", "-rf", "--one-file-system", self.work], check=True)
 
 
@@ -168,7 +172,6 @@ class ThisMachine(Host):
 
     def __init__(self):
         self.suite, self.namespaces = "this machine", ["--mount"]
-        self.work = Path(tempfile.mkdtemp(prefix="virt-hooks-host-", dir="/var/tmp"))
         mounts = """
             mount -t tmpfs -o mode=0755 tests /etc/libvirt
             mount -t tmpfs -o mode=0755 tests /run
@@ -181,17 +184,7 @@ class ThisMachine(Host):
             exec cat >/dev/null
         """
         self.init = subprocess.Popen(
-            [
-                "unshare",
-                "--mount",
-                "--propagation",
-                "private",
-                "sh",
-                "-euc",
-                mounts,
-                "sh",
-                self.work,
-            ],
+            ["unshare", *self.namespaces, "--propagation", "private", "sh", "-euc", mounts],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -200,3 +193,6 @@ class ThisMachine(Host):
         if not self.pid:
             raise RuntimeError("no namespace came up")
         self.root = Path(f"/proc/{self.pid}/root")
+
+    def stop(self):
+        self.end()
