@@ -280,6 +280,8 @@ def dispatch():
         return 2
     run = f"{driver} {guest} {' '.join(phase)}".replace("\n", "\\n")
     try:
+        while os.open("/dev/null", os.O_RDWR) <= 2:
+            pass  # the caller had closed one of the standard descriptors
         scripts = find_scripts(hooks, driver, guest, phase)
         if scripts:
             refuse_unsafe(scripts)
@@ -287,6 +289,8 @@ def dispatch():
         return 0
     except OSError as error:
         failure = Failure(f"{error.filename or 'stdin or stdout'}: {error.strerror}")
+    except MemoryError:
+        failure = Failure("no memory is left")
     except Failure as error:
         failure = error
     except KeyboardInterrupt:
@@ -316,8 +320,6 @@ def become(path):
 
 
 def main():
-    while os.open("/dev/null", os.O_RDWR) <= 2:
-        pass  # the caller had closed one of the standard descriptors
     syslog.openlog("virt-hooks", syslog.LOG_PERROR if VERBOSE else 0, syslog.LOG_DAEMON)
     try:
         os._exit(dispatch())  # at once: to tidy up, the interpreter would take 2 ms

@@ -503,6 +503,16 @@ class Machine(FaultCase):
         life.live()
         return life
 
+    def time_of(self, phase, prepare=lambda life: None):
+        """How long a run of a phase takes that nothing disturbs, in seconds."""
+        life = self.lived() if phase == "release" else self.new_life()
+        prepare(life)
+        began = time.monotonic()
+        self.assert_succeeds(life.call(phase))
+        took = time.monotonic() - began
+        life.remove()
+        return took
+
     def assert_archive_fails(self, life, *parts):
         result = life.call("release")
         wait_for_processes(life.directory)
@@ -660,14 +670,16 @@ class Machine(FaultCase):
         self.assert_second_run("release", life)
 
     def test_a_source_that_vanishes_meanwhile_is_an_error_in_one_line_or_archived_before(self):
-        chance = random.Random(1)
-        failed = 0
-        for number in range(60):
-            life = self.lived()
-            for name in range(200):
+        def enlarge(life):
+            for name in range(1000):
                 (life.log / f"inner/{name}").write_text("text")
             life.note_data()
-            delay = chance.random() * 0.2
+
+        failed, took = 0, self.time_of("release", enlarge)
+        for number in range(60):
+            life = self.lived()
+            enlarge(life)
+            delay = took * number / 60
             gone = life.directory / "gone"
             if number % 2:
                 command = ["rm", "-rf", life.log]
@@ -695,6 +707,7 @@ class Machine(FaultCase):
         chance = random.Random(2)
         within = Counter()
         for phase in ("prepare", "release"):
+            took = self.time_of(phase)
             for _ in range(60):
                 life = self.new_life()
                 if phase == "release":
@@ -706,7 +719,7 @@ class Machine(FaultCase):
                 )  # fmt: skip
                 process.stdin.write(domain(life.elements))
                 process.stdin.close()
-                time.sleep(chance.random() * 0.25)
+                time.sleep(chance.random() * took)
                 process.kill()
                 within[phase] += process.wait() == -9
                 wait_for_processes(life.directory)
