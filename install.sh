@@ -456,7 +456,7 @@ why_needed() {
     [ -e "$hooks/$2" ] || return 0
     case $1 in
         "$2_run.py") ! grep -q -F _run.py -- "$hooks/$2" ||
-            say "$2 stays, and runs no script without it" ;;
+            say "$2 stays, and runs no script without it; remove $2, then uninstall again" ;;
         */10-archive) [ ! -e "$hooks/${1%/*}/30-post-rm-rf" ] ||
             say '30-post-rm-rf stays, and deletes what it has archived' ;;
     esac
@@ -574,7 +574,7 @@ daemons_of() {
 demo() {
     enter_mount_namespace
     mount -t tmpfs -o mode=0755 virt-hooks-demo /srv # hides what is there, us perhaps
-    mount -t tmpfs -o mode=0755 virt-hooks-demo /run # where the dispatcher keeps compiled scripts
+    mount -t tmpfs -o mode=0755 virt-hooks-demo /run # where the dispatcher keeps what it compiles
     if [ -e /dev/log ]; then
         mount --bind /dev/null /dev/log # the host's syslog is no place for a demonstration
     fi

@@ -946,6 +946,25 @@ class Refusals(DispatcherTestCase):
         (self.hooks / DIRECTORY / "15-a.bak").symlink_to("nowhere")
         self.assert_all_run()
 
+    def test_a_script_of_which_nobody_can_tell_what_it_is_keeps_all_from_running(self):
+        """Were it left out, what depends on it would run: a deletion without its archive."""
+        archive = self.add(f"{DIRECTORY}/10-archive")
+        self.add(f"{DIRECTORY}/30-post-rm-rf")
+        for error, reason in (
+            ("EIO", "Input/output error"),
+            ("ESTALE", "Stale file handle"),
+            ("EACCES", "Permission denied"),
+            ("ENOMEM", "Cannot allocate memory"),
+        ):
+            with self.subTest(error):
+                inject = f"inject=?newfstatat,?statx,?stat:error={error}"
+                command = ["strace", "-qq", "-o", "/dev/null", "-P", archive, "-e", inject]
+                command += [self.hooks / "lxc", "web", *PREPARE]
+                result = subprocess.run(
+                    command, env=LIBVIRT, stdin=subprocess.DEVNULL, capture_output=True, text=True
+                )
+                self.assert_refused(result, f"{archive}: {reason}")
+
     def test_a_phase_argument_with_a_slash_is_refused(self):
         self.add("elsewhere/10-a")
         for phase in (
@@ -1257,6 +1276,15 @@ print("limits", resource.getrlimit(resource.RLIMIT_NOFILE), os.nice(0))
         self.assert_silent_success(self.dispatch())
         self.assertEqual(snapshot_of_times(KEPT), before)
 
+    def test_where_there_is_no_room_for_its_code_nothing_is_left_of_it(self):
+        self.add(f"{DIRECTORY}/10-a", "import sys; sys.stderr.write('ran')", shebang=self.OWN)
+        shutil.rmtree(KEPT, ignore_errors=True)
+        os.mkdir(KEPT, 0o700)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4K", "tests", KEPT], check=True)
+        self.addCleanup(subprocess.run, ["umount", KEPT], check=True)
+        self.assertEqual(self.dispatch().stderr, "ran")
+        self.assertEqual([name for name in os.listdir(KEPT) if "_run.py" in name], [])
+
     def test_where_its_code_cannot_be_kept_it_runs_all_the_same(self):
         self.add(f"{DIRECTORY}/10-a", "import sys; sys.stderr.write('ran')", shebang=self.OWN)
         shutil.rmtree(KEPT, ignore_errors=True)
@@ -1287,10 +1315,28 @@ class OtherHalf(DispatcherTestCase):
         self.path.mkdir()
         self.assert_nothing_is_run("Is a directory")
 
-    def test_where_it_is_of_another_version_nothing_is_run(self):
-        text = self.path.read_text().replace("find_scripts\n", "find_scripts, of_a_later_version\n")
-        self.path.write_text(text)
-        self.assert_nothing_is_run("cannot import name 'of_a_later_version' from ")
+    def test_where_it_is_damaged_or_of_another_version_nothing_is_run(self):
+        text = self.path.read_text()
+        for other, reason in (
+            (
+                text.replace("find_scripts\n", "find_scripts, of_a_later_version\n"),
+                "cannot import name",
+            ),
+            (text[:5000], "Error: "),
+            ("\0" * len(text), "null bytes"),
+            ("", "KeyError: 'main'"),
+        ):
+            self.path.write_text(other)
+            self.assert_nothing_is_run(reason)
+
+    def test_syslog_gets_it_too(self):
+        self.path.unlink()
+        with Syslog() as syslog:
+            result = self.dispatch(b"caf\xe9\n", *PREPARE)
+        self.assertEqual(len(syslog.lines), 1, syslog.lines)
+        self.assertIn(f"{self.path}: No such file or directory", syslog.lines[0])
+        self.assertIn("No such file or directory", result.stderr)
+        self.assertEqual((result.returncode, result.stderr.count("\n")), (1, 1))
 
     def test_it_lies_beside_the_file_that_a_link_leads_to(self):
         (self.directory / "elsewhere").mkdir()

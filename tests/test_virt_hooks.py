@@ -163,10 +163,10 @@ class Check(VirtHooksTestCase):
             (text.replace("import os\n", "import o s\n"), "cannot be loaded: invalid syntax"),
             (text.replace("find_scripts\n", "find_more\n"), "cannot be loaded: cannot import name"),
             (text.replace("def time_limit(", "def limit("), "is of another version"),
-            ("", "is of another version"),
+            ("", f"{other_half} is of another version"),
         ):
             other_half.write_text(broken)
-            self.assert_finds(part, "install.sh")
+            self.assert_finds(part, "move it away and run install.sh again")
         other_half.write_text(text)
         self.assert_sound()
 
