@@ -36,6 +36,11 @@ CHANGES = (
 )
 OF_PROGRAMS = (*CHANGES, "openat", "ioctl")
 OF_SCRIPTS = (*CHANGES, "openat", "readlink", "getdents64")
+OF_DISPATCHER = (
+    *OF_SCRIPTS,
+    "newfstatat",
+    "statx",
+)  # of scripts these are Python's, of its modules
 ERRORS = {
     **dict.fromkeys(("fsync", "syncfs"), ("EIO", "ENOSPC", "EDQUOT")),
     **dict.fromkeys(("open_tree", "mount_setattr", "memfd_create"), ("ENOMEM", "EMFILE")),
@@ -43,7 +48,7 @@ ERRORS = {
     **dict.fromkeys(("mount", "umount2"), ("ENOMEM", "EBUSY", "EPERM", "EIO")),
     **dict.fromkeys(("fsopen", "fsconfig", "fsmount", "move_mount"), ("ENOMEM", "EBUSY", "EIO")),
     **dict.fromkeys(("unlink", "unlinkat", "rmdir"), ("EROFS", "EIO", "EBUSY")),
-    **dict.fromkeys(("readlink", "getdents64"), ("EIO", "ENOMEM")),
+    **dict.fromkeys(("readlink", "getdents64", "newfstatat", "statx"), ("EIO", "ENOMEM")),
     "openat": ("EMFILE", "ENFILE", "ENOMEM", "EIO", "ENOSPC"),
     "exit_group": (),
 }
@@ -427,7 +432,7 @@ class Killed(FaultCase):
 class Refused(FaultCase):
     def refuse(self, *process):
         _phase, name, program = process
-        calls = OF_PROGRAMS if program else OF_SCRIPTS
+        calls = OF_PROGRAMS if program else OF_DISPATCHER if name == "lxc" else OF_SCRIPTS
         for call, first in self.calls_of(*process, calls).items():
             for error in ERRORS.get(call, OTHER_ERRORS):
                 injected = f"error={error}", "(INJECTED)"
