@@ -36,11 +36,8 @@ CHANGES = (
 )
 OF_PROGRAMS = (*CHANGES, "openat", "ioctl")
 OF_SCRIPTS = (*CHANGES, "openat", "readlink", "getdents64")
-OF_DISPATCHER = (
-    *OF_SCRIPTS,
-    "newfstatat",
-    "statx",
-)  # of scripts these are Python's, of its modules
+# a script's own calls of these two are Python's, of the modules that it imports
+OF_DISPATCHER = (*OF_SCRIPTS, "newfstatat", "statx")
 ERRORS = {
     **dict.fromkeys(("fsync", "syncfs"), ("EIO", "ENOSPC", "EDQUOT")),
     **dict.fromkeys(("open_tree", "mount_setattr", "memfd_create"), ("ENOMEM", "EMFILE")),
