@@ -131,10 +131,10 @@ absolute() {
 contents() {
     if [ "$1" = "$COMMAND" ]; then
         cat <<END
-virt-hooks $prefix/sbin/virt-hooks
-man/virt-hooks.8 $prefix/share/man/man8/virt-hooks.8
-man/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5
-completion/virt-hooks $prefix/share/bash-completion/completions/virt-hooks
+command/virt-hooks $prefix/sbin/virt-hooks
+command/virt-hooks.8 $prefix/share/man/man8/virt-hooks.8
+command/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5
+command/virt-hooks.bash $prefix/share/bash-completion/completions/virt-hooks
 END
         return
     fi
@@ -358,8 +358,8 @@ put() {
     [ "$(fingerprint "$file")" != "$1" ] || return 0
     mkdir -p -- "${file%/*}"
     case $2:$(stat -c %A -- "$file" 2>/dev/null) in # "test -x" fails where mounted noexec
-        man/*: | completion/*: | *.py:) mode=0644 did=installed ;;
-        man/* | completion/* | *.py:*) mode=0644 did=updated ;;
+        *.[58]: | *.bash: | *.py:) mode=0644 did=installed ;;
+        *.[58]:* | *.bash:* | *.py:*) mode=0644 did=updated ;;
         *:) mode=0755 did=installed ;;
         *:*[xst]*) mode=0755 did=updated ;;
         *) mode=0644 did='updated, but did not make executable,' ;;

@@ -34,10 +34,10 @@ FILES |= {f"{place}/{name}": f"{place}/{name}" for name, place in SCRIPTS.items(
 QEMU_FILE = "qemu_restore_begin_-.d/00-saved-image"
 QEMU_LINK = "qemu_started_begin_-.d/00-saved-image"
 COMMAND = {  # where it is below the prefix, and where it comes from
-    "sbin/virt-hooks": "virt-hooks",
-    "share/man/man8/virt-hooks.8": "man/virt-hooks.8",
-    "share/man/man5/virt-hooks.5": "man/virt-hooks.5",
-    "share/bash-completion/completions/virt-hooks": "completion/virt-hooks",
+    "sbin/virt-hooks": "command/virt-hooks",
+    "share/man/man8/virt-hooks.8": "command/virt-hooks.8",
+    "share/man/man5/virt-hooks.5": "command/virt-hooks.5",
+    "share/bash-completion/completions/virt-hooks": "command/virt-hooks.bash",
 }
 LINK = f"{RELEASE}/20-ramdisk"
 SOME_FILES = ("lxc", f"{PREPARE}/20-ramdisk", f"{RELEASE}/10-archive")
@@ -63,10 +63,10 @@ class InstallTestCase(TestCase):
 
     def copy_of_checkout(self, name="checkout"):
         copy = self.directory / name
-        parts = [CHECKOUT / name for name in ("hooks", "examples", "man", "completion")]
+        parts = [CHECKOUT / name for name in ("hooks", "examples", "command")]
         for part in (*parts, *CHECKOUT.glob("*_*.d")):
             shutil.copytree(part, copy / part.name, symlinks=True)
-        for file in ("install.sh", "virt-hooks"):
+        for file in ("install.sh",):
             shutil.copy(CHECKOUT / file, copy)
         return copy
 

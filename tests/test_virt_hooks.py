@@ -12,7 +12,7 @@ from types import ModuleType
 
 from harness import CHECKOUT, NAMESPACE, TestCase, domain, install_dispatcher, run
 
-COMMAND = CHECKOUT / "virt-hooks"
+COMMAND = CHECKOUT / "command/virt-hooks"
 PREPARE, RELEASE = "lxc_prepare_begin_-.d", "lxc_release_end_-.d"
 NO_LIBVIRT = ("--connect", "test:///default")  # a libvirt inside of virsh, with one guest, "test"
 UUID = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
@@ -903,7 +903,7 @@ class Page(TestCase):
             self.assertLessEqual(max(map(len, result.stdout.splitlines())), 80)
 
     def test_the_manual_names_every_command_and_option(self):
-        text = (CHECKOUT / "man/virt-hooks.8").read_text().replace("\\-", "-")
+        text = (CHECKOUT / "command/virt-hooks.8").read_text().replace("\\-", "-")
         for command in ("list", "check", "replay", "new", "metadata"):
             text_of_help = run([COMMAND, command, "--help"]).stdout
             for option in re.findall(r"(?m)^  (?:-h, )?(--[a-z-]+)", text_of_help):
@@ -943,7 +943,7 @@ class Completion(VirtHooksTestCase):
             _virt_hooks
             printf '%s\\n' "${COMPREPLY[@]}"
         """
-        result = run(["bash", "-c", program, "bash", CHECKOUT / "completion/virt-hooks", *words])
+        result = run(["bash", "-c", program, "bash", CHECKOUT / "command/virt-hooks.bash", *words])
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         return result.stdout.split("\n")[:-1]
 
