@@ -108,6 +108,12 @@ class DispatcherTestCase(TestCase):
         for part in parts:
             self.assertIn(str(part), result.stderr)
 
+    def wait_for_end(self, pid):
+        until = time.monotonic() + 50
+        while is_alive(pid):
+            self.assertLess(time.monotonic(), until, f"process {pid} is still there")
+            time.sleep(0.01)
+
     def process_recorded(self):
         """The id of the process that a script has recorded, which is killed after the test."""
         (pid,) = map(int, self.recorded())
@@ -223,10 +229,6 @@ class PhaseDirectories(DispatcherTestCase):
             with self.subTest(guest=guest):
                 self.assert_runs(*expected, arguments=(guest, *CRASHED))
 
-    def test_a_guest_subdirectory_is_not_searched_any_deeper(self):
-        self.add(f"{DIRECTORY}/web/deeper/10-a")
-        self.assert_runs()
-
     def test_a_guest_called_dot_or_dot_dot_has_no_subdirectory(self):
         self.add(f"{DIRECTORY}/10-a")
         self.add("20-in-the-hooks-directory")
@@ -269,7 +271,7 @@ class Names(DispatcherTestCase):
         *("10-é", "é10", "٣-a", "10-a٣", "²-a", "10-\udcff", "10-ａ"),
     ]  # fmt: skip
 
-    def test_a_name_that_keeps_the_rule_is_a_scripts_whatever_else_lies_there(self):
+    def test_what_keeps_the_rule_runs_in_byte_order_whatever_else_lies_there(self):
         for name in self.RUN:
             self.add(f"{DIRECTORY}/{name}")
             self.add(f"{DIRECTORY}/web/{name}")
@@ -280,13 +282,6 @@ class Names(DispatcherTestCase):
         for environment in (LIBVIRT, {"LC_ALL": "C.UTF-8"}, {"LC_ALL": "tr_TR.UTF-8"}, {}):
             with self.subTest(environment=environment):
                 self.assert_runs(*expected, env=environment)
-
-    def test_all_directories_scripts_run_in_byte_order_of_their_names(self):
-        places = ("lxc_release_end_-.d", "lxc_release_end_crashed.d")
-        places = [*places, *(f"{place}/web" for place in places)]
-        for number, name in enumerate(self.RUN):
-            self.add(f"{places[number % 4]}/{name}", 'echo "${0##*/}" >>RECORD')
-        self.assert_runs(*sorted(self.RUN), arguments=("web", *CRASHED))
 
     def test_of_the_same_name_the_more_general_directory_is_first(self):
         places = ("lxc_release_end_-.d", "lxc_release_end_crashed.d")
@@ -319,13 +314,6 @@ class Names(DispatcherTestCase):
         self.link(f"{DIRECTORY}/50-a.bak", "../lib/shared")
         self.assert_runs("lib/shared", "lib/shared", "lib/shared", "lib/10-a.bak")
 
-    def test_a_directory_of_scripts_may_be_a_link(self):
-        self.add("phase/10-a")
-        self.add("guest/20-b")
-        self.link(DIRECTORY, "phase")
-        self.link("phase/web", "../guest")
-        self.assert_runs("phase/10-a", "guest/20-b")
-
 
 class Elements(DispatcherTestCase):
     """Point 4."""
@@ -352,12 +340,6 @@ class Elements(DispatcherTestCase):
         self.add(f"{DIRECTORY}/10-third", f"\n{first}\n{SAY_PATH}")
         self.add(f"{DIRECTORY}/20-not-alone", f"true {first}\n{SAY_PATH}")
         self.assert_runs(f"{DIRECTORY}/10-third", f"{DIRECTORY}/20-not-alone")
-
-    def test_where_all_scripts_have_other_elements_the_run_is_silent(self):
-        self.add(f"{DIRECTORY}/10-mkdirs", f"# element: mkdirs\n{SAY_PATH}")
-        with Syslog() as syslog:
-            self.assert_runs()
-        self.assertEqual(syslog.lines, [])
 
 
 class Processes(DispatcherTestCase):
@@ -426,13 +408,6 @@ class Processes(DispatcherTestCase):
                 given = b"".join(key + b"=" + value + b"\0" for key, value in items)
                 self.assertEqual(self.record.read_bytes(), given)
 
-    def test_python_settings_of_the_caller_do_not_reach_the_dispatcher(self):
-        for module in ("os", "syslog", "time"):
-            self.write(f"{module}.py", "raise SystemExit('not the real one')\n")
-        self.add(f"{DIRECTORY}/10-a")
-        environment = {**LIBVIRT, "PYTHONPATH": self.directory}
-        self.assert_runs(f"{DIRECTORY}/10-a", env=environment, cwd=self.directory)
-
     def test_each_script_reads_the_whole_xml_however_much_an_earlier_one_read(self):
         xml = b"<domain>\0\xff" + random.Random(1).randbytes(40 << 20) + b"</domain>"
         for name, commands in (
@@ -447,23 +422,12 @@ class Processes(DispatcherTestCase):
         digest = f"{hashlib.sha256(xml).hexdigest()}  -"
         self.assert_runs("nothing", "closed", "<domain>", digest, "<domain>", digest, xml=xml)
 
-    def test_no_xml_at_all_is_fine(self):
-        self.add(f"{DIRECTORY}/10-a", "wc -c >>RECORD")
-        self.assert_runs("0", xml=b"")
-        self.assert_runs("0", stdin=subprocess.DEVNULL)
-
     def test_sigpipe_is_at_its_default(self):
         self.add(f"{DIRECTORY}/10-a", "exec grep -E '^Sig(Ign|Blk):' /proc/self/status >RECORD")
         self.assert_silent_success(self.dispatch())
         masks = dict(line.split() for line in self.recorded())
         self.assertEqual(int(masks["SigBlk:"], 16), 0)
         self.assertFalse(int(masks["SigIgn:"], 16) & 1 << (signal.SIGPIPE - 1))
-
-    def test_directory_and_umask_are_the_callers(self):
-        self.add(f"{DIRECTORY}/10-a", "pwd >>RECORD; umask >>RECORD")
-        place = self.directory / "some where"
-        place.mkdir()
-        self.assert_runs(str(place), "0027", cwd=place, umask=0o027)
 
 
 class FailStop(DispatcherTestCase):
@@ -489,18 +453,6 @@ class FailStop(DispatcherTestCase):
             with self.subTest(signal=number):
                 commands = f"ulimit -c 0; kill -{number} $$; sleep 50"
                 self.assert_ends_the_run(commands, 128 + number)
-
-    def test_a_guests_own_script_ends_the_run_too(self):
-        self.add(f"{DIRECTORY}/web/10-own", "exit 4")
-        self.add(f"{DIRECTORY}/20-b")
-        result = self.dispatch()
-        self.assertEqual((result.returncode, self.recorded()), (4, []))
-        self.assertRegex(result.stderr, r"\Avirt-hooks: lxc web [^\n]*10-own: exit status 4\n\Z")
-
-    def test_a_script_that_closes_its_output_is_waited_for(self):
-        self.add(f"{DIRECTORY}/10-a", "exec >&- 2>&-; sleep 0.3; echo a >>RECORD; exit 5")
-        result = self.dispatch()
-        self.assertEqual((result.returncode, self.recorded()), (5, ["a"]))
 
     def test_an_xml_that_cannot_be_read_is_a_failure(self):
         self.add(f"{DIRECTORY}/10-a")
@@ -581,34 +533,29 @@ class Filters(DispatcherTestCase):
     """Point 7."""
 
     def filter(self, operation, *scripts, xml=b"<a/>\n", **options):
-        """Run the scripts with these commands as those of a phase of qemu's."""
-        self.directory_of = self.hooks / f"qemu_{operation}_begin_-.d"
-        shutil.rmtree(self.directory_of, ignore_errors=True)
-        if not (self.hooks / "qemu").exists():
-            install_dispatcher(self.hooks / "qemu")
+        """Run scripts with these commands in a phase of this operation."""
+        directory = f"lxc_{operation}_begin_-.d"
+        shutil.rmtree(self.hooks / directory, ignore_errors=True)
         for number, commands in enumerate(scripts, 1):
-            self.add(f"{self.directory_of.name}/{number}0-a", commands)
-        return self.dispatch("web", operation, "begin", "-", name="qemu", xml=xml, **options)
+            self.add(f"{directory}/{number}0-a", commands)
+        return self.dispatch("web", operation, "begin", "-", xml=xml, **options)
 
     def test_what_a_script_prints_unless_empty_is_the_next_ones_stdin(self):
         cases = (
             ("three", ["sed s/a/b/", "sed s/b/cc/", "tr c d"], "<dd/>\n"),
             ("the first prints nothing", ["cat >/dev/null", "sed s/a/b/", "sed s/b/c/"], "<c/>\n"),
-            ("the second prints nothing", ["sed s/a/b/", ":", "sed s/b/c/"], "<c/>\n"),
             ("the last prints nothing", ["sed s/a/b/", "sed s/b/c/", ":"], "<c/>\n"),
             ("one that ignores stdin", ["sed s/a/b/", "echo '<new/>'"], "<new/>\n"),
             ("one that reads a bit", ["head -c 3; echo '>'", "cat"], "<a/>\n"),
             ("none prints", [":", "cat >/dev/null", ":"], ""),
             ("no script", [], ""),
-            ("stderr is no part of it", ["cat; echo said >&2"], "<a/>\n"),
         )
         for operation in ("migrate", "restore"):
             for name, scripts, expected in cases:
                 with self.subTest(operation=operation, case=name):
                     result = self.filter(operation, *scripts)
-                    said = "said\n" if ">&2" in "".join(scripts) else ""
-                    self.assertEqual((result.returncode, result.stderr), (0, said))
-                    self.assertEqual(result.stdout, expected)
+                    done = (result.returncode, result.stdout, result.stderr)
+                    self.assertEqual(done, (0, expected, ""))
 
     def test_every_byte_of_a_big_xml_passes(self):
         xml = random.Random(2).randbytes(40 << 20)
@@ -632,7 +579,7 @@ class Filters(DispatcherTestCase):
         with open("/dev/full", "wb") as full:
             result = self.filter("restore", "cat", stdout=full)
         self.assertNotEqual(result.returncode, 0)
-        self.assertRegex(result.stderr, r"\Avirt-hooks: qemu web restore begin -: [^\n]+\n\Z")
+        self.assertRegex(result.stderr, r"\Avirt-hooks: lxc web restore begin -: [^\n]+\n\Z")
 
     def test_other_phases_are_no_filters(self):
         self.add(f"{DIRECTORY}/10-a", "echo one")
@@ -648,44 +595,38 @@ class Refusals(DispatcherTestCase):
 
     def setUp(self):
         super().setUp()
-        self.all = [f"{DIRECTORY}/10-a", f"{DIRECTORY}/web/20-b", "lib/deep/shared"]
-        for path in self.all:
+        general, own = "lxc_release_end_-.d", "lxc_release_end_crashed.d"
+        self.scripts = [f"{general}/10-a", "guests/all/web/20-b", "lib/deep/a", "../out/deep/a"]
+        for path in self.scripts:
             self.add(path)
-        self.outside = self.directory / "outside"
-        self.add("../outside/deep/50-c", "echo outside >>RECORD")
-        self.all.append("outside")
-        self.link(f"{DIRECTORY}/30-link", "../lib/deep/shared")
-        self.link(f"{DIRECTORY}/50-outside", "../lib/links/chain")
-        self.link("lib/links/chain", self.outside / "deep/50-c")
+        self.link(f"{own}/web", "../guests/all/web")
+        self.link(f"{general}/web/30-link", "../../lib/deep/a")
+        self.link(f"{own}/40-chain", "../lib/links/outside")
+        self.link("lib/links/outside", self.directory / "out/deep/a")
         # each could be replaced, or replace what runs, by whom it belongs to or who can write it;
-        # path from the hooks directory on: the link in the phase directory by which it is reached
+        # which link leads there
         self.paths = {
-            ".": "",
-            DIRECTORY: "",
-            f"{DIRECTORY}/10-a": "",
-            f"{DIRECTORY}/web": "",
-            f"{DIRECTORY}/web/20-b": "",
-            "lib": "30-link",
-            "lib/deep": "30-link",
-            "lib/deep/shared": "30-link",
-            "lib/links": "50-outside",
-            "../outside": "50-outside",
-            "../outside/deep": "50-outside",
-            "../outside/deep/50-c": "50-outside",
+            **dict.fromkeys((".", general, f"{general}/10-a", f"{general}/web", own), ""),
+            **dict.fromkeys(("guests", "guests/all", "guests/all/web"), f"{own}/web"),
+            "guests/all/web/20-b": f"{own}/web",
+            **dict.fromkeys(("lib", "lib/deep", "lib/deep/a"), "30-link"),
+            **dict.fromkeys(("lib/links", "../out", "../out/deep", "../out/deep/a"), "40-chain"),
         }
+        for path in self.paths:
+            os.chown(self.hooks / path, 0, OTHER)  # a group that cannot write may be any
 
     def assert_unsafe(self, change, undo):
-        """Whichever path is changed, nothing runs, and it is named, or a link that leads there."""
+        """Whichever path is changed, nothing runs, and it or the link to it is named."""
         for path, link in self.paths.items():
             with self.subTest(path=path):
                 whole = (self.hooks / path).resolve()
                 change(whole)
-                result = self.dispatch()
+                result = self.dispatch("web", *CRASHED)
                 undo(whole)
                 self.assert_refused(result)
-                named = str(whole) in result.stderr or link and link in result.stderr
+                named = str(whole) in result.stderr or (link and link in result.stderr)
                 self.assertTrue(named, result.stderr)
-        self.assert_runs(*self.all)
+        self.assert_runs(*self.scripts, arguments=("web", *CRASHED))
 
     def test_what_belongs_to_somebody_else_is_refused(self):
         for owner in (OTHER, 1):
@@ -695,52 +636,20 @@ class Refusals(DispatcherTestCase):
         for mode in (0o775, 0o757, 0o1777):
             self.assert_unsafe(lambda p, m=mode: p.chmod(m), lambda p: p.chmod(0o755))
 
-    def test_a_directory_that_is_a_link_is_looked_at_where_it_leads(self):
-        self.add("phases/start/10-a")
-        self.add("guests/all/web/20-b")
-        self.link("lxc_start_begin_-.d", "phases/start")
-        self.link("phases/start/web", "../../guests/all/web")
-        arguments = ("web", "start", "begin", "-")
-        for path in ("phases", "phases/start", "guests", "guests/all", "guests/all/web"):
-            with self.subTest(path=path):
-                (self.hooks / path).chmod(0o775)
-                self.assert_refused(self.dispatch(*arguments))
-                (self.hooks / path).chmod(0o755)
-        self.assert_runs("phases/start/10-a", "guests/all/web/20-b", arguments=arguments)
-
-    def test_every_directory_is_looked_at_also_above_a_guests_own_scripts(self):
-        for place in ("lxc_release_end_-.d", "lxc_release_end_crashed.d"):
-            self.add(f"{place}/web/10-a")
-            for path in (place, f"{place}/web"):
-                with self.subTest(path=path):
-                    (self.hooks / path).chmod(0o775)
-                    self.assert_refused(self.dispatch("web", *CRASHED), self.hooks / path)
-                    (self.hooks / path).chmod(0o755)
-
-    def test_a_group_that_cannot_write_may_be_any(self):
-        for path in self.paths:
-            os.chown(self.hooks / path, 0, OTHER)
-        self.assert_runs(*self.all)
-
     def test_what_belongs_to_the_caller_is_safe_for_the_caller(self):
-        self.directory.chmod(0o755)
-        self.record.touch()
-        os.chown(self.record, OTHER, OTHER)
+        self.directory.chmod(0o777)  # for the record
         for path in self.paths:
             os.chown(self.hooks / path, OTHER, OTHER)
-        self.assert_silent_success(self.dispatch(**AS_OTHER))
-        self.assertEqual(self.recorded(), self.all)
-        os.chown(self.hooks / DIRECTORY, 1, 0)
-        self.assert_refused(self.dispatch(**AS_OTHER), self.hooks / DIRECTORY)
+        self.assert_runs(*self.scripts, arguments=("web", *CRASHED), **AS_OTHER)
+        os.chown(self.hooks / "guests", 1, 0)
+        self.assert_refused(self.dispatch("web", *CRASHED, **AS_OTHER))
 
     def test_a_phase_argument_with_a_slash_is_refused(self):
         self.add("elsewhere/10-a")
         for phase in (
             ("prepare/begin", "begin", "-"),
             ("prepare", "begin", "x/../../elsewhere"),
-            ("prepare", "/etc", "-"),
             ("../lxc_prepare", "begin", "-"),
-            ("prepare", "begin", "-/"),
             ("none/such",),
         ):
             with self.subTest(phase=phase):
@@ -748,25 +657,20 @@ class Refusals(DispatcherTestCase):
                 self.assert_refused(self.dispatch("web", *phase), argument)
 
     def test_a_script_that_cannot_be_started_fails_and_is_named(self):
-        lacking = "#!/usr/bin/no-such-python -I\n"
         for name, contents, part in (
-            ("interpreter is missing", lacking, "/usr/bin/no-such-python"),
-            ("interpreter is a directory", "#!/usr/bin\n", "/usr/bin"),
+            ("interpreter is missing", "#!/usr/bin/no-such-python -I\n", "/usr/bin/no-such-python"),
             ("interpreter with a carriage return", "#!/bin/sh\r\n", "/bin/sh"),
             ("no interpreter", "echo run >>RECORD\n", ""),
             ("empty", "", ""),
             ("rubbish", "".join(map(chr, range(256))), ""),
         ):
             with self.subTest(name):
-                (self.hooks / DIRECTORY / "20-b").unlink(missing_ok=True)
-                path = self.write(f"hooks/{DIRECTORY}/20-b", contents, 0o755)
+                shutil.rmtree(self.hooks / DIRECTORY, ignore_errors=True)
+                self.write(f"hooks/{DIRECTORY}/20-b", contents, 0o755)
+                self.add(f"{DIRECTORY}/30-c")
                 result = self.dispatch()
-                self.assertNotEqual(result.returncode, 0)
-                self.assertIn(self.recorded(), ([], [f"{DIRECTORY}/10-a"]))
-                self.assertRegex(result.stderr, r"\Avirt-hooks: lxc web prepare begin -: [^\r]+\Z")
-                self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
-                self.assertIn(path.name, result.stderr)
-                self.assertIn(part, result.stderr)
+                self.assert_refused(result, "20-b", part)
+                self.assertNotIn("\r", result.stderr)
 
 
 class TimeLimit(DispatcherTestCase):
@@ -781,8 +685,7 @@ class TimeLimit(DispatcherTestCase):
     def test_past_it_the_group_gets_sigterm_and_5_s_later_sigkill_and_the_run_fails(self):
         wait = "while :; do sleep 0.1; done"
         member = "echo $$ >>RECORD; exec sleep 300"
-        started = "until [ -s RECORD ]; do sleep 0.05; done"
-        gone = "gone"  # the process whose id is recorded
+        started, gone = "until [ -s RECORD ]; do sleep 0.05; done", "the process recorded is gone"
         cases = {
             # driver: (at least so many seconds, what is recorded, path, commands)
             "heeds": (1, gone, "10-a", member),
@@ -815,43 +718,22 @@ class TimeLimit(DispatcherTestCase):
                 last = result.stderr.splitlines()[-1]
                 self.assertRegex(last, rf"\Avirt-hooks: {driver} web prepare begin -: \S*10-a: ")
                 if recorded == gone:
-                    pid = self.process_recorded()
-                    until = time.monotonic() + 50
-                    while is_alive(pid):
-                        self.assertLess(time.monotonic(), until, "it is still there")
-                        time.sleep(0.01)
+                    self.wait_for_end(self.process_recorded())
                 else:
                     self.assertEqual(self.recorded(), recorded)
 
     def test_each_script_has_the_whole_limit(self):
-        self.limit("3\n")
+        self.limit(" 3 \n\n")
         for path in ("10-a", "20-b", "web/15-own", "30-c"):
             self.add(f"{DIRECTORY}/{path}", "sleep 0.8; echo done >>RECORD")
         self.assert_runs(*["done"] * 4)
 
-    def test_it_holds_for_its_own_phase_directory_alone(self):
+    def test_it_holds_for_its_own_phase_directory_and_a_guests_has_none(self):
         self.limit("1", "lxc_release_end_-.d")
         self.add("lxc_release_end_crashed.d/20-b", "sleep 1.5; echo b >>RECORD")
-        self.assert_runs("b", arguments=("web", *CRASHED))
-
-    def test_it_ends_a_filter_phase_without_output(self):
-        self.limit("1", "lxc_restore_begin_-.d")
-        self.add("lxc_restore_begin_-.d/10-a", "cat; exec sleep 50")
-        result = self.dispatch("web", "restore", "begin", "-")
-        self.assertNotEqual(result.returncode, 0)
-        self.assertEqual(result.stdout, "")
-
-    def test_a_guests_subdirectory_has_no_limit_of_its_own(self):
-        self.add(f"{DIRECTORY}/web/10-a")
-        self.limit("rubbish", f"{DIRECTORY}/web")
-        self.assert_runs(f"{DIRECTORY}/web/10-a")
-
-    def test_white_space_around_the_seconds_is_no_part_of_them(self):
-        self.add(f"{DIRECTORY}/10-a")
-        for text in ("50", "50\n", " 50 \n\n", "50\r\n"):
-            with self.subTest(text=text):
-                self.limit(text)
-                self.assert_runs(f"{DIRECTORY}/10-a")
+        self.add("lxc_release_end_crashed.d/web/30-c", "echo c >>RECORD")
+        self.limit("rubbish", "lxc_release_end_crashed.d/web")
+        self.assert_runs("b", "c", arguments=("web", *CRASHED))
 
     def test_what_is_no_number_of_seconds_is_refused_before_anything_runs(self):
         self.add("lxc_release_end_-.d/10-a")
@@ -874,7 +756,6 @@ class Background(DispatcherTestCase):
         started = "until [ -s RECORD ]; do sleep 0.05; done"
         for name, commands in (
             ("holds both", "sleep 300 & echo $! >>RECORD"),
-            ("holds stderr", "sleep 300 >/dev/null & echo $! >>RECORD"),
             ("another session", f"setsid sh -c 'echo $$ >>RECORD; exec sleep 300' & {started}"),
         ):
             for phase in (PREPARE, ("restore", "begin", "-")):
@@ -886,19 +767,13 @@ class Background(DispatcherTestCase):
                     done = (result.returncode, result.stdout, result.stderr)
                     self.assertEqual(done, (0, "<a/>\n", "said\n"))
 
-    def test_a_script_that_fails_and_leaves_one_behind_ends_the_run_at_once(self):
-        self.add(f"{DIRECTORY}/10-a", "sleep 300 & echo $! >>RECORD; echo bad >&2; exit 3")
+    def test_what_the_script_itself_printed_is_complete_and_its_status_counts(self):
+        commands = "head -c 3000000 /dev/zero | tr '\\0' x >&2; echo >&2; sleep 300 &"
+        self.add(f"{DIRECTORY}/10-a", f"{commands} echo $! >>RECORD; exit 3")
         result = self.dispatch()
         self.assertTrue(is_alive(self.process_recorded()))
-        line = "virt-hooks: lxc web prepare begin -: 10-a: exit status 3\n"
-        self.assertEqual((result.returncode, result.stderr), (3, f"bad\n{line}"))
-
-    def test_what_the_script_itself_printed_is_complete(self):
-        commands = "head -c 3000000 /dev/zero | tr '\\0' x >&2; sleep 300 & echo $! >>RECORD"
-        self.add(f"{DIRECTORY}/10-a", commands)
-        result = self.dispatch()
-        self.process_recorded()
-        self.assertEqual((len(result.stderr), set(result.stderr)), (3000000, {"x"}))
+        line = "virt-hooks: lxc web prepare begin -: 10-a: exit status 3"
+        self.assertEqual((result.returncode, result.stderr), (3, f"{'x' * 3000000}\n{line}\n"))
 
     def test_what_one_prints_later_is_no_part_of_a_filters_output(self):
         go, gone = self.directory / "go", self.directory / "gone"
@@ -1018,24 +893,23 @@ class NothingToDo(DispatcherTestCase):
     """Point 12."""
 
     def test_where_there_is_nothing_for_this_guest_it_succeeds_in_silence(self):
-        for name, path, mode in (
-            ("no directory", "", 0),
-            ("empty directory", "lxc_prepare_begin_-.d/", 0),
-            ("only a README", f"{DIRECTORY}/README", 0o755),
-            ("only what is not executable", f"{DIRECTORY}/10-a", 0o644),
-            ("only a backup", f"{DIRECTORY}/10-a~", 0o755),
-            ("only another guest's", f"{DIRECTORY}/web2/10-a", 0o755),
-            ("only another phase's", "lxc_start_begin_-.d/10-a", 0o755),
+        for name, path, mode, commands in (
+            ("no directory", "", 0, ""),
+            ("only a README", f"{DIRECTORY}/README", 0o755, SAY_PATH),
+            ("only what is not executable", f"{DIRECTORY}/10-a", 0o644, SAY_PATH),
+            ("only another guest's", f"{DIRECTORY}/web2/10-a", 0o755, SAY_PATH),
+            ("only another phase's", "lxc_start_begin_-.d/10-a", 0o755, SAY_PATH),
+            ("only for an element", f"{DIRECTORY}/10-a", 0o755, f"# element: mkdirs\n{SAY_PATH}"),
+            ("an empty directory", f"{DIRECTORY}/", 0, ""),
         ):
-            with self.subTest(case=name):
+            with self.subTest(case=name), Syslog() as syslog:
+                shutil.rmtree(self.hooks / DIRECTORY, ignore_errors=True)
                 if mode:
-                    self.add(path, mode=mode)
+                    self.add(path, commands, mode)
                 elif path:
                     (self.hooks / path).mkdir()
-                with Syslog() as syslog:
-                    self.assert_runs()
-                self.assertEqual(syslog.lines, [])
-                shutil.rmtree(self.hooks / DIRECTORY, ignore_errors=True)
+                self.assert_runs()
+            self.assertEqual(syslog.lines, [])
 
 
 class ByHand(DispatcherTestCase):
@@ -1085,13 +959,6 @@ class ByHand(DispatcherTestCase):
         one, other = result.stderr.splitlines()
         self.assertIn("20-blind", one)
         self.assertIn("30-own-blind", other)
-
-    def test_without_it_all_are_run(self):
-        self.add(f"{DIRECTORY}/20-blind")
-        for value in ("", "0"):
-            with self.subTest(value=value):
-                environment = {**LIBVIRT, "VIRT_HOOKS_DRY_RUN": value}
-                self.assert_runs(f"{DIRECTORY}/20-blind", env=environment)
 
 
 class Foreign(DispatcherTestCase):
@@ -1145,31 +1012,21 @@ class Replay(DispatcherTestCase):
     """What libvirt 9.0.0 and 11.3.0 really handed to their hooks."""
 
     def test_what_each_script_gets_is_byte_for_byte_what_libvirt_gave(self):
-        record = """
-printf '%s\\0' "$@" >RECORD-${0##*/}.args
-cat >RECORD-${0##*/}.xml"""
         captures = sorted(CAPTURES.iterdir())
         self.assertEqual(len(captures), 2)
         for capture in captures:
             for phase in PHASES:
                 with self.subTest(libvirt=capture.name, phase=phase):
-                    given = (capture / f"{phase}.args").read_bytes().split(b"\n")[:-1]
+                    arguments = (capture / f"{phase}.args").read_bytes().split(b"\n")[:-1]
                     xml = (capture / f"{phase}.xml").read_bytes()
-                    guest, operation, suboperation, extra = map(os.fsdecode, given)
-                    general = f"lxc_{operation}_{suboperation}_-.d"
-                    own = f"lxc_{operation}_{suboperation}_{extra}.d"
-                    paths = (f"{general}/10-a", f"{general}/{guest}/20-b", f"{own}/30-c")
-                    for path in paths:
-                        self.add(path, record)
-                    self.assert_silent_success(self.dispatch(*given, xml=xml))
-                    for path in paths:
-                        files = f"{self.record}-{os.path.basename(path)}"
-                        with open(f"{files}.args", "rb") as file:
-                            self.assertEqual(file.read(), b"\0".join(given) + b"\0")
-                        with open(f"{files}.xml", "rb") as file:
-                            self.assertEqual(file.read(), xml)
-                        os.unlink(f"{files}.args")
-                        os.unlink(f"{files}.xml")
+                    guest, operation, suboperation, extra = map(os.fsdecode, arguments)
+                    start = f"lxc_{operation}_{suboperation}"
+                    for path in (f"{start}_-.d/10-a", f"{start}_{extra}.d/{guest}/20-b"):
+                        self.add(path, "{ printf '%s\\0' \"$@\"; cat; } >>RECORD")
+                    self.assert_silent_success(self.dispatch(*arguments, xml=xml))
+                    given = b"\0".join(arguments) + b"\0" + xml
+                    self.assertEqual(self.record.read_bytes(), given * 2)
+                    self.record.unlink()
 
 
 if __name__ == "__main__":
