@@ -269,8 +269,8 @@ def overwrite(path, at, data):
 
 
 def processes_of(phase):
-    """The processes of a phase as (script, program)."""
-    found = [("lxc", None)]
+    """The processes of a phase's scripts as (script, program)."""
+    found = []
     for name in SCRIPTS[phase]:
         programs = PROGRAMS.get(name, ())
         if name == "20-ramdisk":
@@ -455,6 +455,20 @@ class Refused(FaultCase):
     def test_a_prepare_that_gets_an_error_anywhere_says_so_and_the_next_finishes_it(self):
         self.each(self.refuse, [("prepare", *process) for process in processes_of("prepare")])
         self.say_what_was_tried("errors of system calls")
+
+
+class Dispatcher(FaultCase):
+    """The same for the dispatcher itself."""
+
+    kill, refuse, assert_told = Killed.kill, Refused.refuse, Refused.assert_told
+
+    def test_a_dispatcher_that_is_killed_anywhere_loses_nothing_and_the_next_run_finishes_it(self):
+        self.each(self.kill, [(phase, "lxc", None) for phase in PHASES])
+        self.say_what_was_tried("dispatchers killed at a system call")
+
+    def test_a_dispatcher_that_gets_an_error_anywhere_says_so_and_loses_nothing(self):
+        self.each(self.refuse, [(phase, "lxc", None) for phase in PHASES])
+        self.say_what_was_tried("errors of the dispatcher's system calls")
 
 
 class Limited(FaultCase):

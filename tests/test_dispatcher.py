@@ -266,8 +266,8 @@ class Names(DispatcherTestCase):
         *("10-a (copy)", "10-a copy", "10-a.old", "10-a.disabled", "10-a.sh.bak", "10-a.sh~"),
         *("10-a.dpkg-new", "10-a.dpkg-old", "10-a.ucf-dist", "10-a.rpmnew", "10-a.rpmsave"),
         # at the edges of the rule
-        *("10.sh", "1.py", "10-a.", "10-a.SH", "10-a.sh.py", "10-a.txt", "10-a.pyc", "10-a.b"),
-        *("10-a.bash2", "10-a.xsh", "10-a\n", "10-a.sh\n", "10-a,v", "10+a", "10-a:1", "10-a;x"),
+        *("10.sh", "1.py", "10-a.", "10-a.SH", "10-a.sh.py", "10-a.py.sh", "10-a.txt", "10-a.b"),
+        *("10-a.pyc", "10-a.xsh", "10-a\n", "10-a.sh\n", "10-a,v", "10+a", "10-a:1", "10-a;x"),
         *("10-é", "é10", "٣-a", "10-a٣", "²-a", "10-\udcff", "10-ａ"),
     ]  # fmt: skip
 
