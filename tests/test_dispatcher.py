@@ -330,7 +330,7 @@ class Elements(DispatcherTestCase):
             (b"<metadata><mkdirs/></metadata>", [mkdirs, always]),
             (b"<h:mkdirs>\xff\0</h:mkdirs><h:post-rm-rf>", [mkdirs, own, always]),
             (b"<mkdir/><post-rm/><MKDIRS/><post_rm_rf/>", [always]),
-            (b"x" * (40 << 20) + b"<post-rm-rf/>\xff", [own, always]),
+            (b"x" * ((40 << 20) - 5) + b"<post-rm-rf/>\xff", [own, always]),
         ):
             with self.subTest(xml=xml[-60:]):
                 self.assert_runs(*expected, xml=xml)
@@ -869,7 +869,9 @@ class Messages(DispatcherTestCase):
         self.assertTrue(any(str(path) in line for line in syslog.lines), syslog.lines)
 
     def test_syslog_gets_what_scripts_print_line_by_line(self):
-        self.add(f"{DIRECTORY}/10-a", "echo one; printf '%%s%%n two\\n'; printf unfinished")
+        self.add(
+            f"{DIRECTORY}/10-a", "printf o; sleep 0.2; echo ne; echo '%s%n two'; printf unfinished"
+        )
         self.add(f"{DIRECTORY}/20-b", "echo said >&2; echo é >&2; exit 3")
         with Syslog() as syslog:
             self.assertEqual(self.dispatch().returncode, 3)
