@@ -3,7 +3,7 @@
 Some modules run at a time, the largest first, each through tests/module.py, in mount and network
 namespaces of its own and in a session of its own, where no program finds the terminal. Those that
 start a libvirtd run one after the other: two libvirtds would get into each other's way, since
-guests of one name share cgroups.
+guests of one name share cgroups. So do those of the fleet, whose hosts have their own namespaces.
 """
 
 import json
@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from module import HERE, chosen
 
-COMMAND = ["unshare", "--net", "--mount", "--propagation", "private", HERE / "namespace",
-           sys.executable, "-B", HERE / "module.py"]  # fmt: skip
+NAMESPACE = ["unshare", "--net", "--mount", "--propagation", "private", HERE / "namespace"]
+MODULE = [sys.executable, "-B", HERE / "module.py"]
 LANES = len(os.sched_getaffinity(0)) + 1
 DONE = ("passed", "failed", "skipped")
 ON_TERMINAL = sys.stdout.isatty()
@@ -37,13 +37,15 @@ class Run:
         self.count, self.notes, self.interrupted = Counter(), [], False
         self.began, self.lock = time.monotonic(), threading.RLock()
 
-    def run_modules(self, files, nice):
+    def run_modules(self, prefix, paths):
+        """Run modules of tests, one after the other, with a command before the interpreter's."""
         lane = threading.get_ident()
-        for file in files:
+        for path in paths:
             if self.interrupted:
                 break
+            self.running[lane] = path.stem, time.monotonic()
             process = self.processes[lane] = subprocess.Popen(
-                [*nice, *COMMAND, file, *self.patterns],
+                [*prefix, *MODULE, path, *self.patterns],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 text=True, errors="replace", start_new_session=True,
             )  # fmt: skip
@@ -52,20 +54,22 @@ class Run:
                 if said:
                     self.say(said)
                 if event:
-                    self.note(lane, *json.loads(event))
+                    self.note(lane, path.stem, *json.loads(event))
                 elif told:
                     break  # it has ended, though what a test has left may hold the pipe
             if process.wait() and not self.interrupted:
-                test, _ = self.running.get(lane, (file, 0))
-                self.note(lane, "failed", test, f"its process ended with {process.returncode}\n")
+                text = f"its process ended with {process.returncode}\n"
+                self.note(lane, path.stem, "failed", self.running[lane][0], text)
+            del self.running[lane]
 
-    def note(self, lane, kind, test, text):
+    def note(self, lane, module, kind, test, text):
         now = time.monotonic()
         with self.lock:
-            _, began = self.running.pop(lane, (test, now))
             if kind == "begun":
                 self.running[lane] = test, now
                 return
+            _, began = self.running[lane]
+            self.running[lane] = module, now  # what follows may be a fixture of it
             self.count[kind] += 1
             line = f"{self.status()} {kind}: {test} ({now - began:.1f} s)"
             if kind == "failed":
@@ -90,38 +94,39 @@ class Run:
         with self.lock:
             now, width = time.monotonic(), shutil.get_terminal_size().columns - 1
             lines = [f"{self.status()} tests, {self.count['failed']} failed"]
-            lines += [f"{now - began:4.0f} s {test}" for test, began in self.running.values()]
+            lines += [f"{now - began:4.0f} s {test}" for test, began in list(self.running.values())]
             text = "".join(f"{line[:width]}\n" for line in lines)
             print(f"{ERASE}{text}\033[{len(lines)}A", end="", flush=True)
 
     def interrupt(self):
         self.interrupted = True
         self.say("interrupted: tests that run now are finished first; ^C again ends them")
-        for process in self.processes.values():
+        for process in list(self.processes.values()):
             process.send_signal(signal.SIGINT)
 
 
 def main():
     files, patterns = "test_*.py", sys.argv[1:]
-    if patterns[:1] == ["--long"]:
-        files, patterns = "long_*.py", patterns[1:]
-    total, with_libvirtd, without = 0, [], []
+    if patterns[:1] in (["--long"], ["--fleet"]):
+        files = {"--long": "long_*.py", "--fleet": "fleet/test_*.py"}[patterns.pop(0)]
+    fleet = files.startswith("fleet")
+    total, one_by_one, at_once = 0, [], []
     for path in sorted(HERE.glob(files), key=os.path.getsize, reverse=True):
-        tests = chosen(path.name, patterns)
+        tests = chosen(path, patterns)
         names = vars(sys.modules.get(path.stem, unittest))  # it may have failed to be imported
-        starts_libvirtd = any(name.startswith("start_libvirtd") for name in names)
+        alone = fleet or any(name.startswith("start_libvirtd") for name in names)
         if tests:
             total += len(tests)
-            (with_libvirtd if starts_libvirtd else without).append(path.name)
+            (one_by_one if alone else at_once).append(path)
     if not total:
         sys.exit(f"tests/run: no test has {' or '.join(patterns)} in its name")
 
     run = Run(patterns, total)
     run.say(f"tests: {total}")
     with ThreadPoolExecutor(LANES) as pool:
-        # a libvirtd that has to wait loses guests, so those are not nice
-        lanes = [pool.submit(run.run_modules, with_libvirtd, [])]
-        lanes += [pool.submit(run.run_modules, [file], ["nice"]) for file in without]
+        lanes = [pool.submit(run.run_modules, [] if fleet else NAMESPACE, one_by_one)]
+        nice = ["nice", *NAMESPACE]  # a libvirtd that has to wait loses guests
+        lanes += [pool.submit(run.run_modules, nice, [path]) for path in at_once]
         while not all(lane.done() for lane in lanes):
             try:
                 wait(lanes, timeout=1)

@@ -20,9 +20,10 @@ def tests_in(suite):
             yield part
 
 
-def chosen(file, patterns):
+def chosen(path, patterns):
     """The tests of a module that have one of the patterns in their names."""
-    tests = tests_in(unittest.defaultTestLoader.discover(str(HERE), file, str(HERE)))
+    directory = str(path.parent)
+    tests = tests_in(unittest.TestLoader().discover(directory, path.name, directory))
     return [test for test in tests if not patterns or any(p in test.id() for p in patterns)]
 
 
@@ -59,7 +60,7 @@ class Result(unittest.TestResult):
 
 def main():
     unittest.installHandler()  # ^C lets the test that runs end, with all that cleans up
-    tests = chosen(sys.argv[1], sys.argv[2:])
+    tests = chosen(Path(sys.argv[1]), sys.argv[2:])
     for number in range(TRIES):
         result = Result(last_try=number == TRIES - 1)
         unittest.registerResult(result)
