@@ -36,9 +36,8 @@ def script(name):
 
 
 def install_dispatcher(path):
-    """Put the dispatcher, both halves, at a path, which ends in the name of a driver."""
+    """Put the dispatcher at a path, which ends in the name of a driver."""
     shutil.copy(CHECKOUT / "hooks/lxc", path)
-    shutil.copy(CHECKOUT / "hooks/lxc_run.py", f"{path}_run.py")
 
 
 def domain(elements, guest="web"):
