@@ -90,7 +90,7 @@ class LostGuest(Exception):
     """libvirtd has closed its connection to a guest's controller, and so misses the guest's end.
 
     It happens, rarely, to libvirt 9.0 and 11.3 on a busy machine, with hooks or without. Such a
-    test tells nothing; tests/main.py runs it again.
+    test tells nothing; tests/module.py runs it again.
     """
 
 

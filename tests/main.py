@@ -1,90 +1,150 @@
 """Runs the tests whose names have one of the patterns in them, and sums up; see tests/run.
 
-Three lanes run at once, in mount and network namespaces of their own: one of the tests that start a
-libvirtd, two of those that do not, of every second module each. Two libvirtds would get into each
-other's way, since guests of one name share cgroups.
+Some modules run at a time, the largest first, each through tests/module.py, in mount and network
+namespaces of its own and in a session of its own, where no program finds the terminal. Those that
+start a libvirtd run one after the other: two libvirtds would get into each other's way, since
+guests of one name share cgroups. So do those of the fleet, whose hosts have their own namespaces.
 """
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 import unittest
-from pathlib import Path
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, wait
 
-HERE = Path(__file__).resolve().parent
-LANES = ("--with-libvirtd", "--without-libvirtd", "--without-libvirtd-either")
+from module import HERE, chosen
+
 NAMESPACE = ["unshare", "--net", "--mount", "--propagation", "private", HERE / "namespace"]
+MODULE = [sys.executable, "-B", HERE / "module.py"]
+LANES = len(os.sched_getaffinity(0)) + 1
+DONE = ("passed", "failed", "skipped")
+ON_TERMINAL = sys.stdout.isatty()
+ERASE = "\r\033[J" if ON_TERMINAL else ""  # what draw() has said
 
 
-def tests_in(suite):
-    for part in suite:
-        if isinstance(part, unittest.TestSuite):
-            yield from tests_in(part)
-        else:
-            yield part
+class Run:
+    """What runs in each lane, and what has become of the tests so far."""
 
+    def __init__(self, patterns, total):
+        self.patterns, self.total = patterns, total
+        self.processes, self.running = {}, {}  # by lane
+        self.count, self.notes, self.interrupted = Counter(), [], False
+        self.began, self.lock = time.monotonic(), threading.RLock()
 
-def lanes_of(tests):
-    """{name of a test's module: its lane}; that a module has a way to start a libvirtd tells."""
-    modules = sorted({type(test).__module__ for test in tests})
-    starts = {m: any(n.startswith("start_libvirtd") for n in vars(sys.modules[m])) for m in modules}
-    without = [module for module in modules if not starts[module]]
-    return {m: LANES[0] if starts[m] else LANES[1 + without.index(m) % 2] for m in modules}
+    def run_modules(self, prefix, paths):
+        """Run modules of tests, one after the other, with a command before the interpreter's."""
+        lane = threading.get_ident()
+        for path in paths:
+            if self.interrupted:
+                break
+            self.running[lane] = path.stem, time.monotonic()
+            process = self.processes[lane] = subprocess.Popen(
+                [*prefix, *MODULE, path, *self.patterns],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace", start_new_session=True,
+            )  # fmt: skip
+            for line in process.stdout:
+                said, told, event = line.rstrip("\n").partition("\0")
+                if said:
+                    self.say(said)
+                if event:
+                    self.note(lane, path.stem, *json.loads(event))
+                elif told:
+                    break  # it has ended, though what a test has left may hold the pipe
+            if process.wait() and not self.interrupted:
+                text = f"its process ended with {process.returncode}\n"
+                self.note(lane, path.stem, "failed", self.running[lane][0], text)
+            del self.running[lane]
 
+    def note(self, lane, module, kind, test, text):
+        now = time.monotonic()
+        with self.lock:
+            if kind == "begun":
+                self.running[lane] = test, now
+                return
+            _, began = self.running[lane]
+            self.running[lane] = module, now  # what follows may be a fixture of it
+            self.count[kind] += 1
+            line = f"{self.status()} {kind}: {test} ({now - began:.1f} s)"
+            if kind == "failed":
+                self.notes.append(f"failed: {test}")
+                self.say(f"{line}\n{text}")
+            elif not ON_TERMINAL:
+                self.say(line)
+            if kind == "skipped":
+                self.notes.append(f"skipped: {test}: {text}")
 
-def test_of(test):
-    """The test that a subtest belongs to, or the test itself."""
-    return getattr(test, "test_case", test)
+    def status(self):
+        minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
+        done = sum(self.count[kind] for kind in DONE)
+        return f"{minutes}:{seconds:02} {done}/{self.total}"
 
+    def say(self, text):
+        with self.lock:
+            print(f"{ERASE}{text}", flush=True)
 
-def run_lane(lane, files, patterns):
-    """Run a lane's tests; print what became of them as JSON: [passed, failed, skipped, reasons]."""
-    found = list(tests_in(unittest.defaultTestLoader.discover(str(HERE), files, str(HERE))))
-    lanes = lanes_of(found)
-    # a test module that cannot be imported is a failed test of unittest's own, in one of the lanes
-    chosen = [test for test in found if lanes[type(test).__module__] == lane]
-    chosen = [test for test in chosen if not patterns or any(p in test.id() for p in patterns)]
-    result = unittest.TextTestRunner(verbosity=1).run(unittest.TestSuite(chosen))
-    for _again in range(6):  # see libvirt.LostGuest
-        lost = {test_of(test) for test, trace in result.errors if trace.endswith("LostGuest\n")}
-        if not lost:
-            break
-        result.errors = [e for e in result.errors if test_of(e[0]) not in lost]
-        result.failures = [f for f in result.failures if test_of(f[0]) not in lost]
-        print("libvirtd had lost a guest; again:", file=sys.stderr)
-        again = unittest.TextTestRunner(verbosity=2).run(unittest.TestSuite(lost))
-        result.errors += again.errors
-        result.failures += again.failures
-    skipped = [f"{test.id()}: {reason}" for test, reason in result.skipped]
-    # of a test with subtests, each that fails is counted; a class's set-up that fails is one more
-    bad = len(result.failures) + len(result.errors) + len(result.unexpectedSuccesses)
-    json.dump([max(0, result.testsRun - bad - len(skipped)), bad, skipped], sys.stdout)
+    def draw(self):
+        """Say below the cursor, on a terminal, what runs now."""
+        with self.lock:
+            now, width = time.monotonic(), shutil.get_terminal_size().columns - 1
+            lines = [f"{self.status()} tests, {self.count['failed']} failed"]
+            lines += [f"{now - began:4.0f} s {test}" for test, began in list(self.running.values())]
+            text = "".join(f"{line[:width]}\n" for line in lines)
+            print(f"{ERASE}{text}\033[{len(lines)}A", end="", flush=True)
+
+    def interrupt(self):
+        self.interrupted = True
+        self.say("interrupted: tests that run now are finished first; ^C again ends them")
+        for process in list(self.processes.values()):
+            process.send_signal(signal.SIGINT)
 
 
 def main():
-    if sys.argv[1:2] and sys.argv[1] in LANES:
-        run_lane(sys.argv[1], sys.argv[2], sys.argv[3:])
-        return
     files, patterns = "test_*.py", sys.argv[1:]
-    if patterns[:1] == ["--long"]:
-        files, patterns = "long_*.py", patterns[1:]
-    passed, failed, skipped = 0, 0, []
-    nice = {lane: ["nice"] for lane in LANES[1:]}  # a libvirtd that has to wait loses guests
-    command = [*NAMESPACE, sys.executable, "-B", __file__]
-    lanes = [
-        subprocess.Popen([*nice.get(lane, []), *command, lane, files, *patterns], stdout=-1)
-        for lane in LANES
-    ]
-    for lane in lanes:
-        output, _error = lane.communicate()
-        results = json.loads(output) if lane.returncode == 0 else [0, 1, []]
-        passed, failed, skipped = passed + results[0], failed + results[1], skipped + results[2]
-    if not passed and not failed and not skipped:
+    if patterns[:1] in (["--long"], ["--fleet"]):
+        files = {"--long": "long_*.py", "--fleet": "fleet/test_*.py"}[patterns.pop(0)]
+    fleet = files.startswith("fleet")
+    total, one_by_one, at_once = 0, [], []
+    for path in sorted(HERE.glob(files), key=os.path.getsize, reverse=True):
+        tests = chosen(path, patterns)
+        names = vars(sys.modules.get(path.stem, unittest))  # it may have failed to be imported
+        alone = fleet or any(name.startswith("start_libvirtd") for name in names)
+        if tests:
+            total += len(tests)
+            (one_by_one if alone else at_once).append(path)
+    if not total:
         sys.exit(f"tests/run: no test has {' or '.join(patterns)} in its name")
-    for test in skipped:
-        print(f"skipped: {test}")
-    print(f"{passed} passed, {failed} failed, {len(skipped)} skipped")
-    sys.exit(1 if failed else 0)
+
+    run = Run(patterns, total)
+    run.say(f"tests: {total}")
+    with ThreadPoolExecutor(LANES) as pool:
+        lanes = [pool.submit(run.run_modules, [] if fleet else NAMESPACE, one_by_one)]
+        nice = ["nice", *NAMESPACE]  # a libvirtd that has to wait loses guests
+        lanes += [pool.submit(run.run_modules, nice, [path]) for path in at_once]
+        while not all(lane.done() for lane in lanes):
+            try:
+                wait(lanes, timeout=1)
+                if ON_TERMINAL:
+                    run.draw()
+            except KeyboardInterrupt:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C again ends it at once
+                run.interrupt()
+    for lane in lanes:
+        lane.result()  # raises what it has raised
+
+    run.say(f"{run.status()} tests")
+    for note in run.notes:
+        print(note)
+    if run.count["lost"]:
+        print(f"tried again, since libvirtd had lost a guest: {run.count['lost']}")
+    print(", ".join(f"{run.count[kind]} {kind}" for kind in DONE))
+    sys.exit(130 if run.interrupted else 1 if run.count["failed"] else 0)
 
 
 if __name__ == "__main__":

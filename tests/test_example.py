@@ -5,8 +5,8 @@ import unittest
 from pathlib import Path
 from xml.etree import ElementTree
 
-from harness import CHECKOUT, NAMESPACE, TestCase, mount_points, run
-from libvirt import HOOKS, root_directory, start_libvirtd, virsh, wait_until
+from harness import CHECKOUT, NAMESPACE, TestCase, mount_points
+from libvirt import HOOKS, install, root_directory, start_libvirtd, virsh, wait_until
 
 EXAMPLE = CHECKOUT / "examples/web.xml"
 
@@ -27,14 +27,14 @@ class Example(TestCase):
                 xml = EXAMPLE.read_text().partition("-->\n")[2]
                 result = self.run_script(name, xml, dry_run=True)
                 self.assert_succeeds(result)
-                self.assertRegex(result.stdout, "^would ")
+                self.assertIn("/srv/", result.stdout)
 
     def test_libvirt_runs_it_with_the_hooks_that_were_installed_while_libvirt_ran(self):
         web, golden, archive = Path("/srv/web"), Path("/srv/golden"), Path("/srv/archive")
         for directory in (web, golden, archive, HOOKS):
             self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
         start_libvirtd(self.addCleanup)
-        self.assertIn("told libvirtd", run([CHECKOUT / "install.sh"]).stdout)
+        install()
         root_directory(web / "rootfs")
         (golden / "web").mkdir(parents=True)
         (golden / "web/greeting").write_text("Hello\n")
@@ -50,7 +50,7 @@ class Example(TestCase):
         self.assertEqual([path.name for path in web.iterdir()], ["rootfs"])
         self.assertEqual(next(archive.glob("web/*/greetings")).read_text(), "Hello\n")
 
-        self.assertIn("told libvirtd", run([CHECKOUT / "install.sh", "--uninstall"]).stdout)
+        install("--uninstall")
         for name in ("log", "www"):
             (web / name).mkdir()
         self.assert_succeeds(virsh("start", "web"))  # fails if libvirt still looks for the hook

@@ -92,25 +92,22 @@ class LibvirtTestCase(TestCase):
         changed = [path for path in before.keys() | after if before.get(path) != after.get(path)]
         self.assertEqual(changed, [])
 
-    def assert_start_fails(self, guest, script, reason):
-        """The start of a guest fails, and who starts it reads this script's one-line reason."""
+    def assert_start_fails(self, guest, script, *parts):
+        """The start of a guest fails, and who starts it reads these parts of a script's error."""
         result = guest.virsh("start")
-        lines = (
-            f": {script}: {reason}\n"
-            f"virt-hooks: lxc {guest.name} prepare begin -: {script}: exit status 1\n"
-        )
         self.assertEqual(result.returncode, 1)
-        self.assertIn(lines, result.stderr)
+        for part in (script, guest.name, *parts):
+            self.assertIn(part, result.stderr)
         self.assertNotIn("Traceback", result.stderr)
         self.assertTrue(guest.is_off())
 
-    def assert_release_fails(self, guest, stop, script, reason, shutoff="shutdown"):
-        """A guest's release fails, and syslog says so: libvirt has nobody to tell."""
+    def assert_release_fails(self, guest, stop, script, *parts):
+        """A guest's release fails, and syslog says so in one line: libvirt has nobody to tell."""
         with Syslog() as syslog:
             stop()
-        run = f"lxc {guest.name} release end {shutoff_reason(shutoff)}"
-        self.assertIn(f"{run}: {script}: {script}: {reason}", syslog.lines)
-        self.assertIn(f"{run}: {script}: exit status 1", syslog.lines)
+        parts = (guest.name, "release end", script, *parts)
+        found = [line for line in syslog.lines if all(part in line for part in parts)]
+        self.assertTrue(found, f"{parts} not in {syslog.lines}")
 
 
 class Life(LibvirtTestCase):
@@ -195,35 +192,27 @@ class Life(LibvirtTestCase):
 
     def test_a_bad_value_keeps_the_guest_from_starting_and_its_user_reads_why(self):
         copy = "<dircopy><src>{directory}/golden</src><dst>%s</dst></dircopy>"
-        for script, elements, reason in (
-            (
-                "10-mkdirs",
-                '<mkdirs><dir>{root}/new</dir><dir mode="0758">{root}/newer</dir></mkdirs>',
-                "web: mkdirs/dir '{root}/newer': mode='0758' is not an octal number up to 7777",
-            ),
-            (
-                "10-mkdirs",
-                "<mkdirs><dir>{root}/new</dir><dirr>{root}/newer</dirr></mkdirs>",
-                "web: mkdirs: unknown element <dirr>",
-            ),
+        mkdirs = "<mkdirs><dir>{root}/new</dir>%s</mkdirs>"
+        for script, elements, *parts in (
+            ("10-mkdirs", mkdirs % '<dir mode="0758">{root}/newer</dir>', "/newer", "0758"),
+            ("10-mkdirs", mkdirs % "<dirr>{root}/newer</dirr>", "dirr"),
             (
                 "20-ramdisk",
                 '<ramdisk><dir size="1M">{root}/tmp</dir>'
                 '<dir size="1,5M">{root}/etc</dir></ramdisk>',
-                "web: ramdisk/dir '{root}/etc': "
-                "size='1,5M' is not a number of bytes, or of K, M, G or T",
+                "/etc",
+                "1,5M",
             ),
             (
                 "30-preload",
-                f"<preload>{copy % '{root}/tmp'}{copy % 'root/tmp'}</preload>",
-                "web: preload/dircopy 'root/tmp' is "
-                "not an absolute path, or one with '//', '.', '..' or a '/' at its end",
+                f"<preload>{copy % '{root}/tmp'}{copy % 'relative/tmp'}</preload>",
+                "relative/tmp",
             ),
         ):
-            with self.subTest(reason):
+            with self.subTest(script, parts=parts):
                 guest = self.guest(elements=elements)
                 before = self.state()
-                self.assert_start_fails(guest, script, reason.format(root=self.root))
+                self.assert_start_fails(guest, script, *parts)
                 self.assert_state(before)
 
     def test_the_release_after_a_failed_start_keeps_what_an_earlier_life_has_left(self):
@@ -260,8 +249,7 @@ class Life(LibvirtTestCase):
         in_the_way = self.write("archive", "a file")
         guest.start()
         wait_until((self.root / "tmp/ready").exists)
-        reason = f"web: archive/dircopy '{in_the_way}' is not a directory"
-        self.assert_release_fails(guest, guest.end, "10-archive", reason)
+        self.assert_release_fails(guest, guest.end, "10-archive", str(in_the_way))
         self.assertEqual(in_the_way.read_text(), "a file")
         self.assertIn(str(self.root / "tmp"), mount_points())
         self.assertEqual((self.root / "tmp/log").read_text(), "life\n")
@@ -278,23 +266,18 @@ class Life(LibvirtTestCase):
         self.assertFalse((self.root / "scratch").exists())
 
     def test_a_failed_release_is_in_syslog(self):
-        for script, elements, reason in (
-            (
-                "10-archive",
-                "<archive><dircopy><src>{root}/tmp</src></dircopy></archive>",
-                "web: archive/dircopy: <dst> is missing",
-            ),
+        for script, elements, part in (
+            ("10-archive", "<archive><dircopy><src>{root}/tmp</src></dircopy></archive>", "dst"),
             (
                 "30-post-rm-rf",
-                "<post-rm-rf><dir>{root}/tmp</dir><dir>/etc</dir></post-rm-rf>",
-                "web: post-rm-rf/dir '/etc': "
-                "neither / nor what lies directly in it is ever removed",
+                "<post-rm-rf><dir>{root}/tmp</dir><dir>/srv</dir></post-rm-rf>",  # the tests' own
+                "/srv",
             ),
         ):
             with self.subTest(script):
                 guest = self.guest(elements=elements)
                 before = self.state(self.root / "tmp")
-                self.assert_release_fails(guest, guest.live, script, reason)
+                self.assert_release_fails(guest, guest.live, script, part)
                 self.assert_state(before, self.root / "tmp")
 
 
@@ -313,21 +296,20 @@ class Planted(LibvirtTestCase):
         return f"mv /a/d /a/e; ln -s {self.outside}/d /a/d"
 
     def new_root(self):
-        """Make the root file system anew; return the error that a planted link is to raise."""
+        """Make the root file system anew; return what the error of a planted link is to name."""
         shutil.rmtree(self.root)
         root_directory(self.root)
         (self.root / "a/d").mkdir(parents=True)
-        return f"'{self.root}/a/d' leads to '{self.outside}/d'"
+        return f"{self.root}/a/d", f"{self.outside}/d"
 
     def test_no_script_of_release_follows_a_planted_link(self):
-        for script, elements, place in (
+        for script, elements in (
             (
                 "10-archive",
                 "<archive><dircopy><src>{root}/a/d</src><dst>{directory}/archive</dst></dircopy>"
                 "</archive><post-rm-rf><dir>{root}/a/d</dir></post-rm-rf>",
-                "archive/dircopy",
             ),
-            ("30-post-rm-rf", "<post-rm-rf><dir>{root}/a/d</dir></post-rm-rf>", "post-rm-rf/dir"),
+            ("30-post-rm-rf", "<post-rm-rf><dir>{root}/a/d</dir></post-rm-rf>"),
         ):
             for where in ("/a", "/a/d"):
                 with self.subTest(script, where=where):
@@ -335,7 +317,7 @@ class Planted(LibvirtTestCase):
                     (self.root / "a/d/data").write_text("the guest's\n")
                     guest = self.guest(self.plant(where), elements)
                     before = self.state(self.outside)
-                    self.assert_release_fails(guest, guest.live, script, f"web: {place} {leads}")
+                    self.assert_release_fails(guest, guest.live, script, *leads)
                     self.assertTrue((self.root / where[1:]).is_symlink())
                     self.assert_state(before, self.outside)
                     [data] = [*self.root.rglob("data")]
@@ -347,21 +329,20 @@ class Planted(LibvirtTestCase):
             leads = self.new_root()
             self.guest(self.plant(where)).live()
             self.assertTrue((self.root / where[1:]).is_symlink())
-            for script, elements, place in (
-                ("10-mkdirs", '<mkdirs><dir mode="0700">{root}/a/d</dir></mkdirs>', "mkdirs/dir"),
-                ("20-ramdisk", '<ramdisk><dir size="1M">{root}/a/d</dir></ramdisk>', "ramdisk/dir"),
+            for script, elements in (
+                ("10-mkdirs", '<mkdirs><dir mode="0700">{root}/a/d</dir></mkdirs>'),
+                ("20-ramdisk", '<ramdisk><dir size="1M">{root}/a/d</dir></ramdisk>'),
                 (
                     "30-preload",
                     "<preload>"
                     "<dircopy><src>{directory}/golden</src><dst>{root}/a/d</dst></dircopy>"
                     "</preload>",
-                    "preload/dircopy",
                 ),
             ):
                 with self.subTest(script, where=where):
                     guest = self.guest(elements=elements)
                     before = self.state()
-                    self.assert_start_fails(guest, script, f"web: {place} {leads}")
+                    self.assert_start_fails(guest, script, *leads)
                     self.assert_state(before)
 
     def test_a_link_planted_over_a_mounted_ramdisk_is_not_followed(self):
@@ -375,8 +356,7 @@ class Planted(LibvirtTestCase):
                 self.addCleanup(run, ["umount", outside])
                 before = snapshot(self.outside)
                 guest = self.guest(command, '<ramdisk><dir size="1M">{root}/a/d</dir></ramdisk>')
-                reason = f"web: ramdisk/dir {leads}"
-                self.assert_release_fails(guest, guest.live, "20-ramdisk", reason)
+                self.assert_release_fails(guest, guest.live, "20-ramdisk", *leads)
                 self.assertTrue((self.root / where[1:]).is_symlink())
                 self.assertIn(outside, mount_points())
                 self.assertEqual(snapshot(self.outside), before)

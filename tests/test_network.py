@@ -116,11 +116,9 @@ class Network(HooksCase):
         self.addCleanup(run, ["ip", "link", "delete", "virbr7"])  # libvirt leaves it
         result = virsh("net-start", "lan", uri=NETWORK)
         self.assertEqual(result.returncode, 1)
-        self.assertIn("10-routing-table: lan: routing-table/route", result.stderr)
-        self.assertIn("'nowhere' is not an IP address", result.stderr)
-        line = "virt-hooks: network lan started begin -: 10-routing-table: exit status 1\n"
-        self.assertIn(line, result.stderr)
-        self.assertNotIn("uplink2", "".join(map(str, network_state())))
+        for part in ("10-routing-table", "lan", "route", "nowhere"):
+            self.assertIn(part, result.stderr)
+        self.assertNotIn("uplink2", str(network_state()))
         self.assertEqual(network_state()["ip rule"], before["ip rule"])
 
 
