@@ -7,7 +7,9 @@ import re
 import shutil
 import stat
 import subprocess
+import tempfile
 import time
+import unittest
 import uuid
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
@@ -159,6 +161,15 @@ def for_seconds(seconds):
     while not number or time.monotonic() < until:
         yield number
         number += 1
+
+
+def put_copy_over_etc():
+    """Keep the host's own /etc out of a module's tests: a copy is mounted over it meanwhile."""
+    copy = tempfile.mkdtemp(prefix="etc-", dir="/srv")
+    run(["cp", "-a", "/etc/.", copy], check=True)
+    run(["mount", "--bind", copy, "/etc"], check=True)
+    unittest.addModuleCleanup(shutil.rmtree, copy)
+    unittest.addModuleCleanup(run, ["umount", "--lazy", "/etc"], check=True)
 
 
 class ScriptCase(TestCase):
