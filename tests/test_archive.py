@@ -205,12 +205,12 @@ class Archive(ArchiveCase):
         alias = self.directory / "alias"
         alias.mkdir()
         self.mount("--bind", self.src, alias)
-        for self.dst in (self.src / "day", alias / "day"):
-            with self.subTest(self.dst):
+        for dst in (self.src / "day", alias / "day"):
+            with self.subTest(dst):
                 before = archived(self.src)
-                result = self.archive()
+                result = self.call(archive((self.src, dst)))
                 self.assertEqual(result.returncode, 1)
-                self.assertIn(str(self.dst), result.stderr)
+                self.assertIn(str(dst), result.stderr)
                 del before["."]
                 after = archived(self.src)
                 del after["."]

@@ -5,7 +5,7 @@ import os
 import re
 import unittest
 
-from harness import NAMESPACE, SCRIPTS, network_state, run, script
+from harness import NAMESPACE, SCRIPTS, network_state, run
 from scripts import ScriptCase, dircopy, directory, guest_xml, put_copy_over_etc, uuid_of
 
 
@@ -60,13 +60,14 @@ class Metadata(ScriptCase):
         """An element that the script has something to do for; two of them where the suffix is 2."""
         at = self.directory
         copy = dircopy(at / f"src{suffix}", at / f"new{suffix}/%DATE%")
+        date = "<datestr><format>then</format><replace>%DATE%</replace></datestr>"
         inside = {
             "10-mkdirs": directory(at / f"new{suffix}"),
             "20-ramdisk": directory(at / f"disk{suffix}", size="1M"),
             "30-preload": copy,
             "10-routing-table": "<route>blackhole 10.9.0.0/16</route><rule>from 10.9.0.1</rule>",
             "20-network-policy": "<nft>chain c { }</nft>",
-            "10-archive": f"{copy}<datestr><format>then</format><replace>%DATE%</replace></datestr>",
+            "10-archive": copy + date,
             "30-post-rm-rf": directory(at / f"gone{suffix}"),
         }[self.SCRIPT]
         given = f' id="10{suffix}" name="uplink{suffix}"' if "routing" in self.SCRIPT else ""
@@ -134,7 +135,8 @@ class Finding(Metadata):
         wrong = f"<{self.name} unknown='1'>text<unknown/></{self.name}>"
         other = wrong.replace(f"<{self.name} ", f"<{self.name} xmlns='urn:other' ")
         metadata = (
-            f"<hooks xmlns='urn:other'>{wrong}</hooks><hooks xmlns='urn:virt-hooks:2'>{wrong}</hooks>"
+            f"<hooks xmlns='urn:other'>{wrong}</hooks>"
+            f"<hooks xmlns='urn:virt-hooks:2'>{wrong}</hooks>"
             f"{other}{hooks(other)}<app xmlns='urn:other'>{wrong}{hooks(wrong)}</app>"
         )
         self.assert_finds_nothing(in_metadata(metadata))
@@ -255,20 +257,6 @@ class Refusing(Metadata):
         for guest in ("vm one", "--help", "é"):
             elements = self.element().replace(f"</{self.name}>", f"<unknown/></{self.name}>")
             self.assert_refused(elements, "unknown", guest=guest)
-
-
-class Alone(Metadata):
-    @of_each_script
-    def test_modules_that_lie_beside_it_or_that_the_environment_names_are_not_taken(self):
-        for module in ("os", "grp", "errno", "time", "sitecustomize"):
-            self.write(f"alone/{module}.py", "raise SystemExit('taken')\n")
-        alone = self.directory / "alone"
-        copy = self.write(f"alone/{self.SCRIPT}", script(self.SCRIPT).read_text(), mode=0o755)
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(alone)}
-        environment["VIRT_HOOKS_DRY_RUN"] = "1"
-        command = [copy, *self.command()[1:]]
-        xml = guest_xml(self.element())
-        self.assert_says(run(command, input=xml, env=environment, cwd=alone), self.value())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ class Mkdirs(ScriptCase):
     SCRIPT = "10-mkdirs"
 
     def test_it_creates_a_directory_and_its_missing_parents(self):
-        self.assert_says(self.call(mkdirs(directory(self.directory / "a/b"))), f"{self.directory}/a")
+        result = self.call(mkdirs(directory(self.directory / "a/b")))
+        self.assert_says(result, self.directory / "a")
         self.assertEqual(list(details(self.directory)), [".", "a", "a/b"])
         for path in ("a", "a/b"):
             self.assertEqual(mode_owner_group(self.directory / path), NEW)

@@ -159,7 +159,7 @@ class Swapped(ScriptCase):
                 self.assertEqual(path.read_text(), "the guest's", path)
 
     def attack(self, name, element, entry, inside=False, remake=lambda: None):
-        """Run a script while the directory in which the guest's log lies is swapped, or its inner."""
+        """Run a script while the directory of the guest's log, or what is in it, is swapped."""
         swapped = self.log / "inner" if inside else self.middle
         target = self.victim / "inner" if inside else self.victim
         (swapped.parent / "link").symlink_to(target)

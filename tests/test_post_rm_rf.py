@@ -135,7 +135,7 @@ class PostRmRf(ScriptCase):
         self.assertEqual(os.listdir(point), ["stays"])
 
     def test_what_rm_says_comes_before_the_error_which_ends_the_run(self):
-        point = self.mount_image("point", 8 << 20, "mkfs.ext4", "-q")
+        self.mount_image("point", 8 << 20, "mkfs.ext4", "-q")
         tree = self.write("point/tree/immutable", "text").parent
         later = self.write("point/later/x", "text").parent
         run(["chattr", "+i", tree / "immutable"], check=True)
