@@ -12,7 +12,7 @@ import unittest
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from harness import install_dispatcher, run
+from harness import CHECKOUT, run
 from scripts import RELEASE, ScriptCase, details, dircopy, fill, guest_xml, mode_owner_group
 from test_post_rm_rf import post_rm_rf
 
@@ -415,7 +415,7 @@ class Twice(ArchiveCase):
         self.hooks = self.directory / "hooks"
         phase = self.hooks / "lxc_release_end_-.d"
         phase.mkdir(parents=True)
-        install_dispatcher(self.hooks / "lxc")
+        (self.hooks / "lxc").symlink_to(CHECKOUT / "hooks/lxc")
         for name in ("10-archive", "30-post-rm-rf"):
             (phase / name).symlink_to(self.command(name)[0])
 
