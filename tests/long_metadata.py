@@ -86,7 +86,7 @@ RULES = (
 POLICIES = (
     "chain c { type filter hook forward priority filter; policy accept; ip saddr 10.0.0.1 drop; }",
     "chain d { }", "set s { type ipv4_addr; elements = { 10.0.0.1, 10.0.0.2 }; }", "counter n { }",
-    "{", "{}", '"', "# comment", "#", ";", "\\", "chain c { comment \"}\" ; }", "define x = 1", "$x",
+    "{", '"', "# comment", "#", ";", "\\", "chain c { comment \"}\" ; }", "define x = 1", "$x",
     "chain c { jump c }", "chain c { type filter hook input priority 0; drop; }", "chain é { }",
     "flowtable f { hook ingress priority 0; devices = { lo }; }",
 )  # fmt: skip
