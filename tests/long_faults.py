@@ -313,7 +313,7 @@ class FaultCase(TestCase):
         life.remove()
         begun = 0
         if not program:
-            own = f'"{life.phase_directory(phase)}' if name == "lxc" else f'"{life.directory}'
+            own = f'"{life.phase_directory(phase)}' if name == "lxc" else "O_PATH"
             begun = next(number for number, line in enumerate(lines) if own in line)
         names = [re.match(r"\w*", line)[0] for line in lines]
         return {call: names[:begun].count(call) + 1 for call in calls if call in names[begun:]}

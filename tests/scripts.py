@@ -23,12 +23,14 @@ ESCAPES = {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}  # else XML makes spaces 
 
 # Exchanges two names, a directory and a link, as fast as one process can (renameat2, 2: EXCHANGE)
 SWAPPER = """
-import ctypes, os, sys
+import ctypes, os, random, sys, time
 names = [os.fsencode(name) for name in sys.argv[1:]]
 libc = ctypes.CDLL(None)
 print("swapping", flush=True)
 while True:
     libc.renameat2(-100, names[0], -100, names[1], 2)
+    if random.random() < 0.5:
+        time.sleep(random.random() / 2000)
 """
 
 

@@ -21,7 +21,7 @@ SECONDS = 1  # for each race; tests/run --long has a minute for each script
 
 # Exchanges "inner" of whatever copy is under way in a directory for a link, as fast as it can
 INTRUDER = """
-import ctypes, os, sys
+import ctypes, os, random, sys
 store, link = sys.argv[1:]
 libc = ctypes.CDLL(None)
 print("waiting", flush=True)
@@ -29,7 +29,7 @@ while True:
     for name in os.listdir(store):
         for inner in (f"{store}/{name}/inner", f"{store}/{name}/data/inner"):
             if name.startswith(".") and os.path.lexists(inner):
-                for _ in range(200):
+                for _ in range(random.choice((1, 2, 30, 200))):
                     libc.renameat2(-100, os.fsencode(inner), -100, os.fsencode(link), 2)
 """
 
@@ -226,6 +226,8 @@ class Swapped(ScriptCase):
         link = self.directory / "link"
         link.symlink_to(self.victim / "inner")
         self.store.mkdir()
+        for number in range(20, 300):
+            (self.log / f"inner/{number}").touch()
         elements = f"<archive>{dircopy(self.log, self.store / 'day')}</archive>"
         command = ["/usr/bin/python3", "-IS", "-c", INTRUDER, self.store, link]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as intruder:
