@@ -224,8 +224,8 @@ END
         restorecon -R -- "$hooks"
     fi
     tell_libvirt
-    say "virt-hooks is installed in $hooks for: $drivers
-Next: write into a guest's metadata what it needs ('man 5 virt-hooks' has the elements), and
+    say "virt-hooks is installed in $hooks for: $drivers"
+    [ -n "$stage" ] || say "Next: write into a guest's metadata what it needs ('man 5 virt-hooks' has the elements), and
 run 'virt-hooks check'."
 }
 
