@@ -382,15 +382,13 @@ remove() {
 # libvirt looks for hooks when it starts and when it gets SIGHUP.
 tell_libvirt() {
     [ -z "$stage" ] && [ -n "$reload" ] || return 0
-    told=''
     for daemon in $DAEMONS; do
         pid=$(cat "/run/$daemon.pid" 2>/dev/null) || continue
         [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$daemon" ] || continue # a later process
         kill -HUP "$pid"
-        told="$told $daemon"
+        say "told $daemon to look for hooks"
     done
     touch "$TOLD"
-    say "told to look for hooks:${told:- nobody, since no libvirt daemon is running}"
 }
 
 main "$@"
