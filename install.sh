@@ -10,7 +10,8 @@ umask 022
 export LC_ALL=C # one order of sorting, one language of messages
 
 PYTHON=/usr/bin/python3 # as the dispatcher's first line has it
-MODULES='argparse, ctypes, fcntl, grp, ipaddress, pwd, subprocess, syslog, time, xml.parsers.expat'
+MODULES='argparse copy ctypes difflib errno fcntl functools grp ipaddress json os pwd re select shlex
+shutil signal stat subprocess syslog tempfile time types uuid xml.etree xml.parsers.expat'
 RECORD=.virt-hooks.sha256
 TEMPORARY=.virt-hooks.tmp # a file that is being written; it never runs, by its name
 TOLD=/run/virt-hooks.told # its time: when all daemons were told; "virt-hooks check" reads it
@@ -144,7 +145,8 @@ require_python() {
 import sys
 if sys.version_info < (3, 9):
     sys.exit('it is Python %d.%d' % sys.version_info[:2])
-import $MODULES" 2>&1); then
+for name in '''$MODULES'''.split():
+    __import__(name)" 2>&1); then
         return
     fi
     fail "virt-hooks needs $PYTHON, version 3.9 or newer, with the standard library:\
