@@ -244,6 +244,7 @@ uninstall() {
     [ -z "$others" ] || others="$others$NEWLINE$(say "$recorded" | grep '  /' || true)"
     remove_all_but "$others"
     tell_libvirt
+    [ -n "$others$stage" ] || rm -f "$TOLD"
 }
 
 # Before each source and its path, put the fingerprint that it is to have.
@@ -329,13 +330,11 @@ To keep it, move it into $file.d/, where libvirt runs it too; then run install.s
 place() {
     [ "$(fingerprint "$file")" != "$1" ] || return 0
     mode=0755 did=updated
-    case $(stat -c %A -- "$file" 2>/dev/null) in # "test -x" fails where mounted noexec
-        '') did=installed ;;
-        *[xst]*) ;;
+    permissions=$(stat -c %A -- "$file" 2>/dev/null) || did=installed
+    case $2:$permissions in # "test -x" fails where mounted noexec
+        *.[58]:* | *.bash:*) mode=0644 ;;
+        *: | *:*[xst]*) ;;
         *) mode=0644 did='updated, but did not make executable,' ;;
-    esac
-    case $2 in
-        *.[58] | *.bash) mode=0644 ;;
     esac
     mkdir -p -- "${file%/*}"
     temporary=${file%/*}/$TEMPORARY
