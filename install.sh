@@ -227,8 +227,8 @@ END
     fi
     tell_libvirt
     say "virt-hooks is installed in $hooks for: $drivers"
-    [ -n "$stage" ] || say "Next: write into a guest's metadata what it needs ('man 5 virt-hooks' has the elements), and
-run 'virt-hooks check'."
+    [ -n "$stage" ] || say "Next: write into a guest's metadata what it needs, as 'man 5 virt-hooks' says;
+then run 'virt-hooks check'."
 }
 
 uninstall() {
@@ -357,10 +357,15 @@ remove_all_but() {
             remove "$path"
         fi
     done
-    rm -f -- "$hooks/$RECORD" "$hooks/.virt-hooks.told" # the latter is of version 1.0, as is
+    rm -f -- "$hooks/.virt-hooks.told" # version 1.0 had this, and the directory
     [ -n "$stage" ] || rm -rf /run/virt-hooks-code
-    lines=$(say "$1" | grep .) || return 0
-    say "$lines" | sort -k 2 >"$hooks/$RECORD"
+    lines=$(say "$1" | grep . | sort -k 2)
+    if [ -n "$lines" ]; then
+        say "$lines" >"$hooks/$TEMPORARY"
+        mv -f -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
+    else
+        rm -f -- "$hooks/$RECORD"
+    fi
 }
 
 # Remove what is as we have recorded it, and its phase directory if that is empty then.
