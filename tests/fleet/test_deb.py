@@ -8,19 +8,21 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from hosts import CHECKOUT, HOOKS, TestCase, blocks, run, snapshot
+from hosts import CHECKOUT, HOOKS, TestCase, run, snapshot
 
 SCRIPT = "lxc_prepare_begin_-.d/10-mkdirs"
-FOREIGN = "#!/bin/sh\n# an administrator's own hook\nexit 0\n"
-PREPARE = ("lxc", "web", "prepare", "begin", "-")
+ARCHIVE = "lxc_release_end_-.d/10-archive"
+FOREIGN = "#!/bin/sh\n# an administrator's own\nexit 0\n"
+REMOVE = ("dpkg", "--remove", "virt-hooks")
+CHANGELOG, SPEC = "packaging/debian/changelog", "packaging/virt-hooks.spec"
 
 
 def setUpModule():
     global packages, old, new
     packages = Path(tempfile.mkdtemp(prefix="virt-hooks-packages-"))
     unittest.addModuleCleanup(shutil.rmtree, packages)
-    newer = newer_checkout(packages / "newer")
-    old, new = build(CHECKOUT, packages / "old"), build(newer, packages / "new")
+    old = build(older_checkout(packages / "older"), packages / "old")
+    new = build(newer_checkout(packages / "newer"), packages / "new")
 
 
 def copy_checkout(place):
@@ -28,11 +30,27 @@ def copy_checkout(place):
     return shutil.copytree(CHECKOUT, place, symlinks=True, ignore=shutil.ignore_patterns(".git"))
 
 
+def replace(path, pattern, text):
+    path.write_text(re.sub(pattern, text, path.read_text(), count=1, flags=re.MULTILINE))
+
+
+def older_checkout(place):
+    """A copy of the checkout whose dispatchers come with another half, as those of 1.0 did."""
+    copy_checkout(place)
+    line = r'^    say "hooks/lxc \$1"$'
+    replace(place / "install.sh", line, '    say "hooks/lxc_run.py $1_run.py"\n\\g<0>')
+    (place / "hooks/lxc_run.py").write_text("# the other half\n")
+    with open(place / "hooks/lxc", "a") as file:
+        file.write("# it needs DRIVER_run.py\n")
+    return place
+
+
 def newer_checkout(place):
     """A copy of the checkout with another version, in which every file is another one."""
     copy_checkout(place)
-    command = place / "virt-hooks"
-    command.write_text(re.sub(r'(?m)^VERSION = ".*"$', 'VERSION = "99.0.1"', command.read_text()))
+    replace(place / "command/virt-hooks", r'^VERSION = ".*"$', 'VERSION = "99.0.1"')
+    replace(place / CHANGELOG, r"\(.*?\)", "(99.0.1)")
+    replace(place / SPEC, r"^(Version: +).*", r"\g<1>99.0.1")
     for path in [place / "hooks/lxc", *place.glob("lxc_*.d/[0-9]*")]:
         if not path.is_symlink():
             path.write_text(path.read_text() + "# newer\n")
@@ -40,237 +58,262 @@ def newer_checkout(place):
 
 
 def build(checkout, output, format="deb", **environment):
-    """Build the packages of a format; return the path of the one that has the hooks."""
-    date = {} if (checkout / ".git").exists() else {"SOURCE_DATE_EPOCH": "1700000000"}
-    environment = {**os.environ, **date, **environment}
-    result = run([checkout / "packaging/build", format, output], env=environment)
+    """Build a package; return its path."""
+    command = [checkout / "packaging/build", format, output]
+    result = run(command, env={**os.environ, **environment}, timeout=120)
     if result.returncode:
-        raise AssertionError(result.stderr)
-    (package,) = output.glob(f"virt-hooks[-_][0-9]*.{format}")
+        raise AssertionError(result.stdout + result.stderr)
+    (package,) = output.glob(f"virt-hooks[-_]*.{format}")
     return package
+
+
+def build_otherwise(directory, format):
+    """Build a package from another place, at another time, under another umask and zone."""
+    copy = shutil.copytree(CHECKOUT, directory / "a checkout", symlinks=True)
+    (directory / "tmp").mkdir()
+    mask = os.umask(0o077)
+    try:
+        output = directory / "output"
+        environment = {"TZ": "Pacific/Auckland", "TMPDIR": str(directory / "tmp")}
+        return build(copy, output, format, SOURCE_DATE_EPOCH="1000000000", **environment)
+    finally:
+        os.umask(mask)
 
 
 class Package(TestCase):
     def test_it_is_the_same_bytes_from_anywhere_at_any_time_under_any_umask(self):
-        copy = self.directory / "a checkout"
-        shutil.copytree(CHECKOUT, copy, symlinks=True)
-        (self.directory / "tmp").mkdir()
-        environment = {"TZ": "Pacific/Auckland", "LC_ALL": "C.UTF-8"}
-        environment["TMPDIR"] = str(self.directory / "tmp")
-        mask = os.umask(0o077)
-        try:
-            again = build(copy, self.directory / "out", **environment)
-        finally:
-            os.umask(mask)
-        self.assertEqual(again.name, old.name)
-        self.assertEqual(*(hashlib.sha256(p.read_bytes()).hexdigest() for p in (again, old)))
+        first = build(CHECKOUT, self.directory / "first")
+        again = build_otherwise(self.directory, "deb")
+        self.assertEqual(again.name, first.name)
+        self.assertEqual(*(hashlib.sha256(p.read_bytes()).hexdigest() for p in (again, first)))
         self.assertEqual(list((self.directory / "tmp").iterdir()), [])
 
-    def test_its_files_are_those_that_install_sh_installs(self):
+    def test_its_files_are_those_that_install_sh_installs_without_links(self):
         stage, tree = self.directory / "stage", self.directory / "tree"
         environment = {**os.environ, "DESTDIR": str(stage)}
         drivers = ["--driver", "lxc", "--driver", "qemu"]
-        self.done([CHECKOUT / "install.sh", *drivers, "--prefix", "/usr"], env=environment)
-        self.done(["dpkg-deb", "--extract", old, tree])
-        for ours in ("doc", "virt-hooks"):
-            shutil.rmtree(tree / "usr/share" / ours)
-        for path in stage.rglob(".virt-hooks.*"):
-            path.unlink()
-        for path in (p for p in stage.rglob("*") if p.is_symlink()):
-            target = path.resolve()
-            path.unlink()
-            shutil.copy(target, path)
+        installer = packages / "newer/install.sh"
+        self.done([installer, *drivers, "--prefix", "/usr"], env=environment)
+        (stage / HOOKS / ".virt-hooks.sha256").unlink()
+        self.done(["cp", "-RL", stage, self.directory / "copy"])
+        self.done(["dpkg-deb", "--extract", new, tree])
+        shutil.rmtree(tree / "usr/share/doc")
         self.done(["gunzip", *tree.glob("usr/share/man/*/*")])
         wanted, found = (
-            {os.path.relpath(p, top): w for p, w in snapshot(top).items()} for top in (stage, tree)
+            {os.path.relpath(path, top): what for path, what in snapshot(top).items()}
+            for top in (self.directory / "copy", tree)
         )
-        del wanted["."], found["."]  # mktemp's and dpkg-deb's
-        self.assertEqual(wanted, found)
-
-    def test_every_file_below_etc_is_a_conffile_a_dispatcher_after_what_it_runs(self):
-        conffiles = self.done(["dpkg-deb", "--info", old, "conffiles"]).split()
-        listing = self.done(["dpkg-deb", "--contents", old]).splitlines()
-        files = [line.split()[-1][1:] for line in listing if "./etc/" in line]
-        files = [f for f in files if not f.endswith("/")]
-        self.assertEqual(conffiles, sorted(files, reverse=True))
+        del wanted["."], found["."]  # mkdir's and dpkg-deb's
+        self.assertEqual(found, wanted)
 
     def test_lintian_finds_nothing(self):
-        said = self.done(["lintian", "--pedantic", "--allow-root", "--fail-on=pedantic", old])
+        said = self.done(["lintian", "--pedantic", "--allow-root", "--fail-on=pedantic", new])
         self.assertEqual(said, "")
+
+    def test_the_packages_and_the_command_have_one_version(self):
+        name = build(CHECKOUT, self.directory).name
+        for file, pattern in (
+            ("command/virt-hooks", r'^VERSION = "(.*)"'),
+            (CHANGELOG, r"\((.*?)\)"),
+            (SPEC, r"^Version: +(.*)"),
+            (SPEC, r"^\* .* - (.*)-1$"),
+        ):
+            versions = re.findall(pattern, (CHECKOUT / file).read_text(), re.MULTILINE)
+            self.assertEqual(name, f"virt-hooks_{versions[0]}_all.deb", file)
 
 
 class OnDebian12(TestCase):
     suite = "bookworm"
 
-    def test_the_commands_of_the_readme_build_and_install_it(self):
-        host = self.host(self.suite)
-        copy_checkout(host.root / "root/checkout")
-        commands = blocks("On many hosts")[0]
-        shell = ["env", "-C", "/root/checkout", "SOURCE_DATE_EPOCH=1700000000", "sh", "-euc"]
-        options = "Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts=/dev/null"
-        sudo = f'sudo() {{ "$@" -y --no-install-recommends -o {options}; }}\n'
-        host.done(*shell, f"{sudo}{commands}", timeout=120)
-        self.assertIn("10-mkdirs: done", self.dispatch(host).stderr)
-
-    def dpkg(self, host, *arguments, **options):
-        return host.run("dpkg", "--force-confdef", "--force-confold", *arguments, **options)
-
     def put(self, host, package):
         shutil.copy(package, host.root / "root/virt-hooks.deb")
 
-    def install(self, host, package):
+    def dpkg(self, host, package, *options):
+        """Install a package, and answer no question."""
         self.put(host, package)
-        result = self.dpkg(host, "--install", "/root/virt-hooks.deb")
+        return host.run("dpkg", *options, "--install", "/root/virt-hooks.deb", input="")
+
+    def install(self, host, package):
+        """Install a package, and keep the administrator's version where dpkg would ask."""
+        result = self.dpkg(host, package, "--force-confdef", "--force-confold")
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
-        return result.stdout + result.stderr
 
-    def dispatch(self, host, elements="", *phase):
+    def assert_refuses(self, host, *parts):
+        """The package is refused for a reason, and nothing has changed."""
+        before = host.hooks()
+        result = self.dpkg(host, old)
+        self.assertNotEqual(result.returncode, 0)
+        for part in parts:
+            self.assertIn(part, result.stderr)
+        self.assertEqual(host.hooks(), before)
+        self.assertFalse((host.root / "usr/sbin/virt-hooks").exists())
+
+    def active(self, host):
+        """The drivers for which libvirt would run a hook."""
+        places = {driver: host.root / HOOKS / driver for driver in ("lxc", "qemu")}
+        return [name for name, path in places.items() if os.access(path, os.X_OK)]
+
+    def prepare(self, host, elements=""):
         xml = f'<domain><metadata><hooks xmlns="urn:virt-hooks:1">{elements}</hooks></metadata>'
-        driver, *arguments = phase or PREPARE
-        command = [f"/{HOOKS}/{driver}", *arguments]
-        return host.run("env", "VIRT_HOOKS_VERBOSE=1", *command, input=f"{xml}</domain>")
+        command = [f"/{HOOKS}/lxc", "web", "prepare", "begin", "-"]
+        return host.done(*command, input=f"{xml}</domain>")
 
-    def test_apt_installs_it_with_what_it_needs_on_a_fresh_system(self):
+    def test_a_fresh_system_gets_it_from_apt_with_python_and_from_install_sh_only_with_it(self):
         host = self.host(self.suite, fresh=True)
-        self.put(host, old)
+        copy_checkout(host.root / "root/checkout")
+        for option in ("--no-reload", "--demo"):
+            result = host.run("/root/checkout/install.sh", option)
+            self.assertEqual((result.returncode, result.stdout), (1, ""))
+            self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+            self.assertIn("/usr/bin/python3", result.stderr)
+        self.assertFalse((host.root / "etc/libvirt").exists())
+        self.assertFalse((host.root / "usr/local/sbin/virt-hooks").exists())
+
+        self.put(host, new)
         host.done("apt-get", "-q", "update")
         install = ["apt-get", "-q", "-y", "install", "--no-install-recommends"]
         host.done(*install, "/root/virt-hooks.deb", timeout=300)
-        result = self.dispatch(host, "<mkdirs><dir>/srv/web/log</dir></mkdirs>")
-        self.assertIn("10-mkdirs: done", result.stderr)
+        self.prepare(host, "<mkdirs><dir>/srv/web/log</dir></mkdirs>")
         self.assertTrue((host.root / "srv/web/log").is_dir())
-        self.assertIn("virt-hooks", host.done("virt-hooks", "--version"))
+        self.assertIn("99.0.1", host.done("virt-hooks", "--version"))
         host.done("apt-get", "-q", "-y", "purge", "virt-hooks")
         self.assertFalse((host.root / "etc/libvirt").exists())
+        self.assertIn("After", host.done("/root/checkout/install.sh", "--demo"))
+
+    def test_without_python_it_puts_no_dispatcher_into_place(self):
+        host = self.host(self.suite, fresh=True)
+        self.assertNotEqual(self.dpkg(host, new).returncode, 0)
+        self.assertEqual(self.active(host), [])
+        host.done("dpkg", "--remove", "virt-hooks")
+        self.assertEqual(self.active(host), [])
 
     def test_an_upgrade_replaces_what_is_unchanged_and_keeps_what_is_not(self):
         host = self.host(self.suite)
         self.install(host, old)
-        changed = host.write(f"{HOOKS}/{SCRIPT}", "#!/bin/sh\necho mine\n", 0o755)
+        changed = host.write(f"{HOOKS}/{SCRIPT}", FOREIGN, 0o755)
         switched_off = host.root / HOOKS / "lxc_release_end_-.d/30-post-rm-rf"
         switched_off.chmod(0o644)
-        (host.root / HOOKS / "qemu").unlink()
+        (host.root / HOOKS / ARCHIVE).unlink()
+        (host.root / HOOKS / "qemu").chmod(0o644)
         self.install(host, new)
-        self.assertEqual(changed.read_text(), "#!/bin/sh\necho mine\n")
+        self.assertEqual(changed.read_text(), FOREIGN)
         self.assertIn("# newer", changed.with_name("10-mkdirs.dpkg-dist").read_text())
         self.assertIn("# newer", switched_off.read_text())
         self.assertEqual(switched_off.stat().st_mode & 0o777, 0o644)
-        self.assertFalse((host.root / HOOKS / "qemu").exists())
-        ran = self.dispatch(host).stderr
-        self.assertIn(": mine\n", ran)
-        self.assertNotIn("dpkg", ran)
+        self.assertFalse((host.root / HOOKS / ARCHIVE).exists())
+        self.assertEqual(self.active(host), ["lxc"])
+        self.prepare(host, "<mkdirs><dir>/srv/web</dir></mkdirs>")
+        self.assertFalse((host.root / "srv/web").exists(), "what dpkg has put beside it ran")
 
-    def test_what_dpkg_leaves_behind_never_runs(self):
+    def test_an_upgrade_removes_what_version_1_0_had_unless_its_changed_dispatcher_stays(self):
         host = self.host(self.suite)
         self.install(host, old)
-        never = "#!/bin/sh\necho this must never run\nexit 9\n"
-        script = host.write(f"{HOOKS}/{SCRIPT}", never, 0o755)
-        self.put(host, new)
-        take_new = ["dpkg", "--force-confnew", "--install", "/root/virt-hooks.deb"]
-        host.done(*take_new)  # makes .dpkg-old
-        self.assertEqual(script.with_name("10-mkdirs.dpkg-old").read_text(), never)
-        script.write_text("#!/bin/sh\n")
-        self.install(host, old)  # makes .dpkg-dist
-        dist = script.with_name("10-mkdirs.dpkg-dist")
-        self.assertTrue(dist.exists())
-        for name in ("dpkg-dist", "dpkg-new", "dpkg-tmp"):
-            host.write(f"{HOOKS}/{SCRIPT}.{name}", never, 0o755)
-        result = self.dispatch(host)
-        self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertNotIn("never run", result.stderr)
+        kept_code = host.root / "run/virt-hooks-code"
+        kept_code.mkdir()
+        host.write(f"{HOOKS}/qemu", "#!/bin/sh\n# changed; it runs qemu_run.py\n", 0o755)
+        self.install(host, new)
+        self.assertFalse((host.root / HOOKS / "lxc_run.py").exists())
+        self.assertTrue((host.root / HOOKS / "qemu_run.py").exists())
+        self.assertFalse(kept_code.exists())
 
-    def test_a_foreign_hook_stops_it_before_anything_is_changed(self):
-        for driver in ("lxc", "qemu"):
-            with self.subTest(driver):
-                host = self.host(self.suite)
-                host.write(f"{HOOKS}/{driver}", FOREIGN, 0o755)
-                before = host.hooks()
-                self.put(host, old)
-                result = self.dpkg(host, "--install", "/root/virt-hooks.deb")
-                self.assertNotEqual(result.returncode, 0)
-                self.assertIn(f"/{HOOKS}/{driver} is there already", result.stderr)
-                self.assertEqual(host.hooks(), before)
-                self.assertFalse((host.root / "usr/sbin/virt-hooks").exists())
-                status = host.run("dpkg-query", "-W", "-f", "${Status}", "virt-hooks")
-                self.assertNotIn("ok installed", status.stdout)
-
-    def test_what_install_sh_has_installed_stops_it_until_that_is_uninstalled(self):
+    def test_an_installation_that_stops_at_a_question_has_no_dispatcher_in_place(self):
         host = self.host(self.suite)
+        for script in (SCRIPT, "qemu_prepare_begin_-.d/10-mkdirs"):
+            host.write(f"{HOOKS}/{script}", FOREIGN, 0o755)
+        self.assertNotEqual(self.dpkg(host, old).returncode, 0)
+        self.assertEqual(self.active(host), [])
+        self.install(host, old)
+        self.assertEqual(self.active(host), ["lxc", "qemu"])
+
+    def test_it_refuses_to_replace_another_hook_or_what_install_sh_has_installed(self):
+        host = self.host(self.suite)
+        for driver in ("lxc", "qemu"):
+            hook = host.write(f"{HOOKS}/{driver}", FOREIGN, 0o755)
+            self.assert_refuses(host, f"/{HOOKS}/{driver} ")
+            hook.unlink()
         copy_checkout(host.root / "root/checkout")
         host.done("/root/checkout/install.sh", "--no-reload")
-        before = host.hooks()
-        self.put(host, old)
-        result = self.dpkg(host, "--install", "/root/virt-hooks.deb")
-        self.assertNotEqual(result.returncode, 0)
-        self.assertIn("install.sh --uninstall", result.stderr)
-        self.assertEqual(host.hooks(), before)
+        self.assert_refuses(host, "install.sh --uninstall")
         host.done("/root/checkout/install.sh", "--uninstall")
         self.install(host, old)
 
+    def test_install_sh_refuses_where_the_package_is_until_it_is_purged(self):
+        host = self.host(self.suite)
+        copy_checkout(host.root / "root/checkout")
+        for prepare in (lambda: self.install(host, old), lambda: host.done(*REMOVE)):
+            prepare()
+            before = host.hooks()
+            for options in (["--no-reload"], ["--uninstall"], ["--prefix", "/usr"]):
+                result = host.run("/root/checkout/install.sh", *options)
+                self.assertEqual((result.returncode, result.stdout), (1, ""))
+                self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+                self.assertIn("purge virt-hooks", result.stderr)
+                self.assertEqual(host.hooks(), before)
+        self.assertFalse((host.root / "usr/local/sbin/virt-hooks").exists())
+        host.done("dpkg", "--purge", "virt-hooks")
+        host.done("/root/checkout/install.sh", "--no-reload")
+        self.assertEqual(self.active(host), ["lxc"])
+
     def test_removed_it_runs_no_more_and_installed_again_it_is_as_it_was(self):
         host = self.host(self.suite)
-        self.install(host, old)
-        host.write(f"{HOOKS}/{SCRIPT}", "#!/bin/sh\necho mine\n", 0o755)
-        (host.root / HOOKS / "lxc_release_end_-.d/10-archive").chmod(0o644)
+        self.install(host, new)
+        host.write(f"{HOOKS}/{SCRIPT}", FOREIGN, 0o755)
+        (host.root / HOOKS / ARCHIVE).chmod(0o644)
+        (host.root / HOOKS / "qemu").chmod(0o644)
         before = host.hooks()
-        host.done("dpkg", "--remove", "virt-hooks")
-        for driver in ("lxc", "qemu"):
-            self.assertFalse((host.root / HOOKS / driver).exists())
-        self.install(host, old)
+        host.done(*REMOVE)
+        self.assertEqual(self.active(host), [])
+        self.install(host, new)
         self.assertEqual(host.hooks(), before)
 
-    def test_a_hook_that_took_its_place_meanwhile_stops_it_and_stays(self):
-        host = self.host(self.suite)
-        self.install(host, old)
-        host.done("dpkg", "--remove", "virt-hooks")
-        host.write(f"{HOOKS}/lxc", FOREIGN, 0o755)
-        before = host.hooks()
-        result = self.dpkg(host, "--install", "/root/virt-hooks.deb")
-        self.assertNotEqual(result.returncode, 0)
-        self.assertIn(f"/{HOOKS}/lxc is there already", result.stderr)
-        self.assertEqual(host.hooks(), before)
+        host.done(*REMOVE)
+        host.write(f"{HOOKS}/lxc", FOREIGN, 0o755)  # takes its place meanwhile
+        self.assert_refuses(host, f"/{HOOKS}/lxc ")
 
     def test_purged_it_leaves_the_administrators_own_scripts_and_nothing_else(self):
+        host = self.host(self.suite)
+        own = ("lxc_prepare_begin_-.d/50-own", "qemu_release_end_-.d/web/10-own", "lxc.d/own")
+        for path in own:
+            host.write(f"{HOOKS}/{path}", FOREIGN, 0o755)
+        before = host.hooks()
         for remove_first in (False, True):
-            with self.subTest(remove_first=remove_first):
-                host = self.host(self.suite)
-                own = (
-                    f"{HOOKS}/lxc_prepare_begin_-.d/50-own",
-                    f"{HOOKS}/qemu_release_end_-.d/web/10-own",
-                    f"{HOOKS}/lxc.d/own",
-                )
-                for path in own:
-                    host.write(path, FOREIGN, 0o755)
-                before = host.hooks()
-                self.install(host, old)
-                host.write(f"{HOOKS}/{SCRIPT}", "#!/bin/sh\necho mine\n", 0o755)
-                if remove_first:
-                    host.done("dpkg", "--remove", "virt-hooks")
-                host.done("dpkg", "--purge", "virt-hooks")
-                self.assertEqual(host.hooks(), before)
+            self.install(host, old)
+            host.write(f"{HOOKS}/{SCRIPT}", FOREIGN, 0o755)
+            if remove_first:
+                host.done(*REMOVE)
+            host.done("dpkg", "--purge", "virt-hooks")
+            self.assertEqual(host.hooks(), before)
 
-    def test_libvirt_runs_it_from_its_installation_to_its_removal(self):
+    def test_libvirt_runs_it_while_it_is_configured_and_starts_guests_at_any_time(self):
         host = self.host(self.suite)
         host.start_libvirtd()
         self.addCleanup(host.stop_libvirtd)
-        before = host.hooks()
-        nothing = (False,)
-        self.assertEqual(host.live(), (nothing, nothing))
+        runs, does_not = (True, "greeting"), (False,)
+        self.assertEqual(host.live()[0], does_not)
         self.install(host, old)  # tells libvirtd, or it would not look
-        told = (host.root / HOOKS / ".virt-hooks.told").read_text()
-        pid = (host.root / "run/libvirtd.pid").read_text().strip()
-        for driver in ("lxc", "qemu"):
-            self.assertIn(f"{driver} libvirtd {pid} ", told)
-        self.assertEqual(host.live(), ((True, "greeting"), (False, "log")))
+        self.assertEqual(host.live(), (runs, (False, "log")))
         self.install(host, new)
-        self.assertEqual(host.live(), ((True, "greeting", "log"), (False, "log", "log.1")))
-        host.done("dpkg", "--remove", "virt-hooks")  # tells it, or no guest would start
-        self.assertFalse((host.root / HOOKS / ".virt-hooks.told").exists())
-        self.assertEqual(host.live(), ((False, "log", "log.1"),) * 2)
+        self.assertEqual(host.live()[0][:2], runs)
+        host.done(*REMOVE)  # tells it, or no guest would start
+        self.assertFalse(host.live()[0][0])
+
+        host.write(
+            f"{HOOKS}/{SCRIPT}", (host.root / HOOKS / SCRIPT).read_text() + "# mine\n", 0o755
+        )
         self.install(host, new)
         self.assertTrue(host.live()[0][0])
+        self.assertNotEqual(self.dpkg(host, old, "--force-downgrade").returncode, 0)  # a question
+        self.assertTrue(host.live()[0][0])
+        host.done("apt-get", "-q", "-y", "remove", "virt-hooks")
+        self.assertEqual(self.active(host), [])
+        self.assertFalse(host.live()[0][0])
+
+        self.install(host, new)
+        self.assertTrue(host.live()[0][0])
+        host.done("apt-get", "-q", "-y", "remove", "python3-minimal")  # and with it the package
+        self.assertFalse((host.root / "usr/bin/python3").exists())
+        self.assertFalse(host.live()[0][0])
         host.done("dpkg", "--purge", "virt-hooks")
-        self.assertEqual(host.hooks(), before)
         self.assertFalse(host.live()[0][0])
 
 
