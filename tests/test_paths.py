@@ -87,8 +87,8 @@ class Exact(ScriptCase):
                 (f"{at}/link/inner", at / "real/inner"),
                 (f"/proc/self/root{at}/real", at / "real"),
                 (f"{at}/file",),
-                (f"{at}/file/x",),
                 (f"{at}/loop",),
+                *([] if phase else [(f"{at}/file/x",)]),  # at release nothing there is fine
             ):
                 with self.subTest(place=number, script=name, path=path):
                     elements = f"<{element}>{good}{entry(path + rest)}</{element}>"
