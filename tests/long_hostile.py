@@ -62,16 +62,21 @@ def repair(directory, level, above):
         make(directory, LEVELS[level], above)
 
 def spoil(directory):
-    # exchange a directory in a copy that is under way here for a link
+    # exchange a copy that is under way here, or a directory in it, for a link
     for name in os.listdir(directory):
         if name.startswith("."):
             if kind(directory, "trap") != stat.S_IFLNK:
                 with contextlib.suppress(OSError):
                     os.rename("trap", "trap before", src_dir_fd=directory, dst_dir_fd=directory)
                 os.symlink(victim, "trap", dir_fd=directory)
-            for inner in (f"{name}/a", f"{name}/data/a"):
-                for _ in range(50):
-                    renameat2(directory, os.fsencode(inner), directory, b"trap", 2)
+            place, inside = os.open(name, FLAGS, dir_fd=directory), "data"
+            if random.randrange(2):
+                hidden, place = place, os.open(inside, FLAGS, dir_fd=place)
+                os.close(hidden)
+                inside = "a"
+            for _ in range(100):
+                renameat2(place, os.fsencode(inside), directory, b"trap", 2)
+            os.close(place)
 
 def open_level(directory, level):
     for name in (LEVELS[level], "link"):

@@ -216,6 +216,12 @@ class Archive(ArchiveCase):
                 del after["."]
                 self.assertEqual(after, before)
 
+    def test_a_dst_that_is_no_absolute_path_or_has_no_name_is_refused(self):
+        good = archive((self.src, self.directory / "other"))
+        for dst in ("day", "./day", "/", f"{self.store}/", f"{self.store}/.."):
+            with self.subTest(dst):
+                self.assert_refused(good + archive((self.src, dst)), dst, cwd=self.directory)
+
     def test_a_dry_run_says_what_it_would_do_and_does_nothing(self):
         before = self.everything()
         self.dst = self.store / "of-D"

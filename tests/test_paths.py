@@ -19,18 +19,31 @@ from scripts import (
 
 SECONDS = 1  # for each race; tests/run --long has a minute for each script
 
-# Exchanges "inner" of whatever copy is under way in a directory for a link, as fast as it can
+# Exchanges, as fast as it can, a directory in what is hidden in a store for a link to a victim's.
+# It has open what it works in, so that it is not led astray itself.
 INTRUDER = """
 import ctypes, os, random, sys
-store, link = sys.argv[1:]
+store, victim = sys.argv[1:]
 libc = ctypes.CDLL(None)
+FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 print("waiting", flush=True)
 while True:
-    for name in os.listdir(store):
-        for inner in (f"{store}/{name}/inner", f"{store}/{name}/data/inner"):
-            if name.startswith(".") and os.path.lexists(inner):
-                for _ in range(random.choice((1, 2, 30, 200))):
-                    libc.renameat2(-100, os.fsencode(inner), -100, os.fsencode(link), 2)
+    for hidden in [name for name in os.listdir(store) if name.startswith(".")]:
+        opened = []
+        try:
+            opened.append(os.open(f"{store}/{hidden}", FLAGS))
+            name = random.choice(os.listdir(opened[0]))
+            if random.random() < 0.5:
+                opened.append(os.open(name, FLAGS, dir_fd=opened[0]))
+                name = "inner"
+            link = f"{victim}-{random.random()}"
+            os.symlink(f"{victim}/inner" if name == "inner" else victim, link)
+            for _ in range(random.choice((1, 2, 30, 200))):
+                libc.renameat2(opened[-1], os.fsencode(name), -100, os.fsencode(link), 2)
+        except (OSError, IndexError):
+            pass
+        for directory in opened:
+            os.close(directory)
 """
 
 
@@ -87,8 +100,8 @@ class Exact(ScriptCase):
                 (f"{at}/link/inner", at / "real/inner"),
                 (f"/proc/self/root{at}/real", at / "real"),
                 (f"{at}/file",),
-                (f"{at}/file/x",),
                 (f"{at}/loop",),
+                *([] if phase else [(f"{at}/file/x",)]),  # at release nothing there is fine
             ):
                 with self.subTest(place=number, script=name, path=path):
                     elements = f"<{element}>{good}{entry(path + rest)}</{element}>"
@@ -223,13 +236,12 @@ class Swapped(ScriptCase):
 
     def test_archive_while_the_unfinished_archive_is_spoilt(self):
         # in the guest's own directory the guest's root can reach it
-        link = self.directory / "link"
-        link.symlink_to(self.victim / "inner")
         self.store.mkdir()
+        (self.log / "inner").chmod(0o2777)
         for number in range(20, 300):
             (self.log / f"inner/{number}").touch()
         elements = f"<archive>{dircopy(self.log, self.store / 'day')}</archive>"
-        command = ["/usr/bin/python3", "-IS", "-c", INTRUDER, self.store, link]
+        command = ["/usr/bin/python3", "-IS", "-c", INTRUDER, self.store, self.victim]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as intruder:
             intruder.stdout.readline()
             try:

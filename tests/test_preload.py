@@ -33,7 +33,7 @@ class Preload(ScriptCase):
         self.assert_error(result, self.dst, programs_said=True)
         self.assertNotIn("/proc/", result.stderr)
         for value in values:
-            self.assertIn(str(value), result.stderr)
+            self.assertIn(str(value), result.stderr.replace("/./", "/"))
         self.assertEqual(result.stdout, "")
         self.assert_outside_unchanged()
 
@@ -120,14 +120,14 @@ class Preload(ScriptCase):
     def test_a_link_in_the_way_of_a_directory_is_an_error(self):
         outside = self.directory / "outside"
         self.write("golden/inner/keep", "golden")
+        self.dst.mkdir(parents=True)
         for target in (outside, "../../outside", outside / "new", self.src / "inner"):
             with self.subTest(target):
-                self.dst.mkdir(parents=True)
                 (self.dst / "inner").symlink_to(target)
                 before = details(self.src)
                 self.assert_cp_failed(self.preload(), self.dst / "inner")
                 self.assertEqual(details(self.src), before)
-                shutil.rmtree(self.dst)
+                (self.dst / "inner").unlink()
 
     def test_links_in_src_are_copied_and_not_followed(self):
         outside = self.directory / "outside"
