@@ -606,7 +606,7 @@ class Refusals(DispatcherTestCase):
             self.add(path)
         self.link(f"{own}/web", "../guests/all/web")
         self.link(f"{general}/web/30-link", "../../lib/deep/a")
-        self.link(f"{own}/40-chain", "../lib/links/outside")
+        self.link(f"{general}/40-chain", "../lib/links/outside")
         self.link("lib/links/outside", self.directory / "out/deep/a")
         # each could be replaced, or replace what runs, by whom it belongs to or who can write it;
         # which link leads there
