@@ -457,18 +457,16 @@ class Unclear(DispatcherTestCase):
         self.deletion = f"{self.GENERAL}/30-post-rm-rf"
         self.add(self.deletion)
 
-    def test_a_link_that_leads_nowhere_keeps_all_from_running(self):
-        for path in (
-            f"{self.GENERAL}/web",
-            f"{self.GENERAL}/10-archive",
-            f"{self.GENERAL}/40-later",
-            f"{self.GENERAL}/web/10-archive",
-            self.OWN,
-            f"{self.OWN}/web",
-            f"{self.OWN}/10-archive",
-        ):
+    def test_a_link_that_leads_nowhere_or_to_a_file_keeps_all_from_running(self):
+        directories = (f"{self.GENERAL}/web", self.OWN, f"{self.OWN}/web")
+        scripts = (f"{self.GENERAL}/10-archive", f"{self.GENERAL}/40-later")
+        scripts = (*scripts, f"{self.GENERAL}/web/10-archive", f"{self.OWN}/10-archive")
+        program = self.hooks / "lxc"
+        for path in (*directories, *scripts):
             itself = os.path.basename(path)
-            for target in ("/gone", "gone/10-archive", self.hooks / "lxc/10-archive", itself):
+            for target in ("/gone", "gone/10-archive", program / "10-archive", itself, program):
+                if path in scripts and target == program:
+                    continue
                 with self.subTest(path=path, target=target):
                     link = self.link(path, target)
                     self.assert_refused(self.dispatch("web", *CRASHED), link)
@@ -478,20 +476,11 @@ class Unclear(DispatcherTestCase):
         self.assert_runs(self.deletion, arguments=("web", *CRASHED))
 
     def test_a_file_in_place_of_a_directory_keeps_all_from_running(self):
-        (self.hooks / self.OWN).mkdir()
-        for path in (f"{self.GENERAL}/web", f"{self.OWN}/web", self.OWN):
-            whole = self.hooks / path
-            if path == self.OWN:
-                whole.rmdir()
-            for kind, make in (
-                ("file", whole.touch),
-                ("link", lambda path=whole: path.symlink_to(self.hooks / "lxc")),
-            ):
-                with self.subTest(path=path, kind=kind):
-                    make()
-                    self.assert_refused(self.dispatch("web", *CRASHED), whole)
-                    whole.unlink()
-        self.assert_runs(self.deletion, arguments=("web", *CRASHED))
+        for path in (f"{self.GENERAL}/web", self.OWN, f"{self.OWN}/web"):
+            with self.subTest(path=path):
+                file = self.write(f"hooks/{path}", "")
+                self.assert_refused(self.dispatch("web", *CRASHED), file)
+                file.unlink()
 
     def test_what_cannot_be_read_ends_the_run(self):
         """root may read everything, so somebody else calls."""
@@ -818,7 +807,7 @@ class Messages(DispatcherTestCase):
     def test_a_reader_that_has_gone_does_not_stop_the_work(self):
         """libvirtd was restarted meanwhile: a guest's end is still finished."""
         self.add(f"{DIRECTORY}/10-a", "echo a >&2; echo a; echo a >>RECORD")
-        self.add(f"{DIRECTORY}/20-b", "yes | head -c 1000000 >&2; echo b >>RECORD")
+        self.add(f"{DIRECTORY}/20-b", "yes | head -c 200000 >&2; echo b >>RECORD")
         self.add(f"{DIRECTORY}/30-c", "exit 3")
         process = self.start()
         process.stderr.close()
