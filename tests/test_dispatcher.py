@@ -176,9 +176,13 @@ class Driver(DispatcherTestCase):
     def test_a_run_leaves_nothing_behind(self):
         self.add(f"{DIRECTORY}/10-a")
         self.add(f"{DIRECTORY}/20-b", "pass", shebang=PYTHON)
-        before = snapshot(self.hooks), snapshot(Path("/run"))
+        for place in ("/run", "/tmp"):  # in which nothing of an earlier run lies
+            subprocess.run(["mount", "-t", "tmpfs", "tests", place], check=True)
+            self.addCleanup(subprocess.run, ["umount", place], check=True)
+        places = (self.hooks, Path("/run"), Path("/tmp"))
+        before = list(map(snapshot, places))
         self.assert_runs(f"{DIRECTORY}/10-a")
-        self.assertEqual((snapshot(self.hooks), snapshot(Path("/run"))), before)
+        self.assertEqual(list(map(snapshot, places)), before)
 
 
 class PhaseDirectories(DispatcherTestCase):
@@ -778,7 +782,7 @@ class Messages(DispatcherTestCase):
                 self.assertEqual(self.dispatch().stderr, f"first\nno room\n{self.LINE}")
 
     def test_every_byte_of_a_scripts_output_reaches_the_caller(self):
-        text = bytes(range(256)) * 4 + b"\0\xff\r\n\n\n\x1b[0m end"
+        text = bytes(range(256)) * 4 + b"\xff\r\n\n\n\x1b[0m before\0after"
         (self.hooks / "text").write_bytes(text)
         self.add(f"{DIRECTORY}/10-a", 'cd "${0%/*}"; cat ../text; cat ../text >&2')
         for environment in ({}, LIBVIRT, {"LC_ALL": "C.UTF-8"}):
@@ -787,6 +791,7 @@ class Messages(DispatcherTestCase):
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertTrue(os.fsencode(result.stdout) == os.fsencode(result.stderr) == text)
             self.assertTrue(all("10-a" in line for line in syslog.lines), syslog.lines)
+            self.assertTrue(any("after" in line for line in syslog.lines[:-1]), syslog.lines)
 
     def test_a_flood_reaches_the_caller_whole_and_does_not_keep_the_result_from_syslog(self):
         size = 8 << 20
