@@ -12,7 +12,7 @@ import time
 import unittest
 from pathlib import Path
 
-from harness import CAPTURES, PHASES, Syslog, TestCase, install_dispatcher, snapshot
+from harness import CAPTURES, PHASES, Syslog, TestCase, install_dispatcher, run, snapshot
 
 PREPARE = ("prepare", "begin", "-")
 CRASHED = ("release", "end", "crashed")
@@ -716,10 +716,10 @@ class TimeLimit(DispatcherTestCase):
                     self.assertEqual(self.recorded(), recorded)
 
     def test_each_script_has_the_whole_limit(self):
-        self.limit(" 3 \n\n")
-        for path in ("10-a", "20-b", "web/15-own", "30-c"):
-            self.add(f"{DIRECTORY}/{path}", "sleep 0.8; echo done >>RECORD")
-        self.assert_runs(*["done"] * 4)
+        self.limit(" 4 \n\n")
+        for path in ("10-a", "20-b", "web/15-own", "30-c", "40-d"):
+            self.add(f"{DIRECTORY}/{path}", "sleep 0.9; echo done >>RECORD")
+        self.assert_runs(*["done"] * 5)
 
     def test_it_holds_for_its_own_phase_directory_and_a_guests_has_none(self):
         self.limit("1", "lxc_release_end_-.d")
@@ -907,8 +907,7 @@ class ByHand(DispatcherTestCase):
         for arguments in ([], ["web"], ["--help"], [""]):
             with self.subTest(arguments=arguments):
                 command = [self.hooks / "lxc", *arguments]
-                result = subprocess.run(command, input="", capture_output=True, text=True)
-                self.assert_usage(result)
+                self.assert_usage(run(command, input=""))
 
     def test_with_a_terminal_on_stdin_it_prints_how_to_use_it(self):
         self.add(f"{DIRECTORY}/10-a")
