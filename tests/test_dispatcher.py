@@ -845,7 +845,9 @@ class Messages(DispatcherTestCase):
         self.assertTrue(any(str(path) in line for line in syslog.lines), syslog.lines)
 
     def test_syslog_gets_what_scripts_print_line_by_line(self):
-        self.add(f"{DIRECTORY}/10-a", "echo one; echo '%s%n two'; printf unfinished")
+        self.add(
+            f"{DIRECTORY}/10-a", "printf o; sleep 0.2; echo ne; echo '%s%n two'; printf unfinished"
+        )
         self.add(f"{DIRECTORY}/20-b", "echo said >&2; echo é >&2; exit 3")
         with Syslog() as syslog:
             self.assertEqual(self.dispatch().returncode, 3)
