@@ -27,7 +27,6 @@ ELEMENTS = """<hooks xmlns="urn:virt-hooks:1">
 sys.path.insert(0, str(HERE.parent))
 from harness import run, snapshot  # noqa: E402
 from libvirt import definition, machine_cgroups, root_directory, wait_until  # noqa: E402
-from test_readme import blocks  # noqa: E402, F401
 
 GUEST = "fleet-web"  # on one host at a time: guests of one name share cgroups
 
@@ -165,34 +164,3 @@ class Host:
     def stop(self):
         self.end()
         subprocess.run(["rm", "-rf", "--one-file-system", self.work], check=True)
-
-
-class ThisMachine(Host):
-    """This machine, with a hooks directory, a /run and a /usr/local that are the test's own."""
-
-    def __init__(self):
-        self.suite, self.namespaces = "this machine", ["--mount"]
-        mounts = """
-            mount -t tmpfs -o mode=0755 tests /etc/libvirt
-            mount -t tmpfs -o mode=0755 tests /run
-            for directory in /usr/local/sbin /usr/local/share; do
-                mount -t tmpfs -o mode=0755 tests "$directory"
-            done
-            exec 3</proc/self/stat
-            read -r pid rest <&3
-            echo "$pid"
-            exec cat >/dev/null
-        """
-        self.init = subprocess.Popen(
-            ["unshare", *self.namespaces, "--propagation", "private", "sh", "-euc", mounts],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.pid = int(self.init.stdout.readline() or 0)
-        if not self.pid:
-            raise RuntimeError("no namespace came up")
-        self.root = Path(f"/proc/{self.pid}/root")
-
-    def stop(self):
-        self.end()

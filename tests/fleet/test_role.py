@@ -1,280 +1,338 @@
-"""The Ansible role on one host, without ssh: what it puts there, takes away, refuses and undoes."""
+"""The Ansible role on hosts of its own, over ssh: Debian 12 and 13, one of them with libvirtd.
+
+Each host has its own address on a bridge in a network namespace, from which ansible-playbook runs.
+"""
 
 import json
 import os
 import re
 import shutil
+import stat
+import subprocess
+import time
 import unittest
+from pathlib import Path
 
-from hosts import ANSIBLE, CHECKOUT, HOOKS, TestCase, ThisMachine, run
-from test_deb import FOREIGN, newer_checkout
+from hosts import ANSIBLE, CHECKOUT, HOOKS, TestCase, run
+from test_deb import FOREIGN, build, newer_checkout
 
-DEPLOY = CHECKOUT / "deploy/ansible"
-RECORD = ".virt-hooks-ansible.sha1"
-COMMAND, MANUAL = "usr/local/sbin/virt-hooks", "usr/local/share/man/man8/virt-hooks.8"
+PLAYBOOKS = CHECKOUT / "packaging/ansible"
+SUITES = ("bookworm", "trixie", "bookworm")
+COMMAND = "usr/local/sbin/virt-hooks"
 OWN = "lxc_start_begin_-.d/50-own"
-OK_SCRIPT = "#!/bin/sh\necho own\n"
+MKDIRS = "lxc_prepare_begin_-.d/10-mkdirs"
+OTHER = "lxc_release_end_-.d/50-other"
+SCRIPT = "#!/bin/sh\necho own\n"
 
 
 class RoleTestCase(TestCase):
-    def play(self, *arguments, host=None, **variables):
-        """Run the playbook; return (its result, how many tasks changed the host, or None)."""
-        command = [ANSIBLE / "ansible-playbook", "-i", "host,", "-c", "local", *arguments]
-        command += ["-e", "ansible_python_interpreter=/usr/bin/python3"]
-        for name, value in {"drivers": ["lxc"], "check": False, **variables}.items():
-            command += ["-e", f'{{"virt_hooks_{name}": {json.dumps(value)}}}']
-        environment = [
-            "env",
-            "-C",
-            DEPLOY,
-            f"ANSIBLE_HOME={self.directory}/ansible",
-            "ANSIBLE_NOCOLOR=1",
-        ]
-        result = run(
-            (host or self.machine).command(*environment, *command, "playbook.yml"), timeout=300
-        )
+    enter = ()
+
+    def roll_out(self, *arguments, each=None, **variables):
+        """Run the playbook; return {host: its changes, or "failed" or "unreachable"}.
+
+        variables are those of all hosts, and each is {host: its own}, all without virt_hooks_.
+        """
+        hosts = {}
+        for name, where in self.inventory.items():
+            own = {"drivers": ["lxc"], **variables, **(each or {}).get(name, {})}
+            hosts[name] = {**where, **{f"virt_hooks_{key}": own[key] for key in own}}
+        inventory = self.directory / "inventory.json"
+        inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
+        command = [*self.enter, "env", "-C", PLAYBOOKS, f"ANSIBLE_HOME={self.directory}/a"]
+        command += ["ANSIBLE_NOCOLOR=1", f"ANSIBLE_SSH_CONTROL_PATH_DIR={self.directory}/cp"]
+        command += [ANSIBLE / "ansible-playbook", "-i", inventory, "--timeout", "5", *arguments]
+        result = run([*command, "playbook.yml"], timeout=600)
         self.said = result.stdout + result.stderr
-        recap = re.search(r"changed=(\d+) +unreachable=(\d+) +failed=(\d+)", self.said)
-        self.assertTrue(recap, self.said)
-        changed, unreachable, failed = map(int, recap.groups())
-        self.assertEqual(result.returncode == 0, not (unreachable or failed), self.said)
-        return None if failed else changed
+        recap = r"(?m)^(\S+) +: ok=\d+ +changed=(\d+) +unreachable=(\d+) +failed=(\d+)"
+        found = {}
+        for name, changed, unreachable, failed in re.findall(recap, self.said):
+            bad = "unreachable" if unreachable != "0" else "failed" if failed != "0" else None
+            found[name] = bad or int(changed)
+        self.assertEqual(found.keys(), hosts.keys(), self.said)
+        return found
 
     def changes(self, *arguments, **variables):
-        changed = self.play(*arguments, **variables)
-        self.assertIsNotNone(changed, self.said)
-        return changed
+        """Run the playbook, which must change every host."""
+        found = self.roll_out(*arguments, **variables)
+        self.assertTrue(all(isinstance(n, int) and n > 0 for n in found.values()), self.said)
 
-    def fails(self, *words, **variables):
-        """Run the playbook, which must fail with these words and leave the host as it was."""
-        before = self.state()
-        self.assertIsNone(self.play(**variables), self.said)
-        for word in words:
-            self.assertIn(word, self.said)
-        self.assertEqual(self.state(), before)
+    def changes_nothing(self, *arguments, **variables):
+        found = self.roll_out(*arguments, **variables)
+        self.assertEqual(set(found.values()), {0}, self.said)
 
-    def own(self, files):
-        """Make the administrator's tree."""
-        tree = self.directory / "scripts"
+    def own(self, files, name="scripts"):
+        """Make an administrator's tree of {path: (text, mode)}, or of {path: text of a script}."""
+        tree = self.directory / name
         shutil.rmtree(tree, ignore_errors=True)
         tree.mkdir()
-        for path, (text, mode) in files.items():
+        for path, what in files.items():
+            text, mode = (what, 0o755) if isinstance(what, str) else what
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
             (tree / path).write_text(text)
             (tree / path).chmod(mode)
         return str(tree)
 
-    def state(self):
-        local = [self.machine.root / path for path in (COMMAND, MANUAL)]
-        return self.machine.hooks(), [path.exists() for path in local]
 
+class Fleet(RoleTestCase):
+    """Three hosts, host1 to host3, that are reached over ssh."""
 
-class Role(RoleTestCase):
     def setUp(self):
         super().setUp()
-        self.machine = ThisMachine()
-        self.addCleanup(self.machine.stop)
+        self.controller = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
+        self.addCleanup(self.controller.wait)
+        self.addCleanup(self.controller.stdin.close)
+        self.enter = ["nsenter", f"--target={self.controller.pid}", "--net"]
+        ours = os.readlink("/proc/self/ns/net")
+        while os.readlink(f"/proc/{self.controller.pid}/ns/net") == ours:
+            time.sleep(0.01)
+        self.ip("link", "set", "lo", "up")
+        self.ip("link", "add", "br0", "type", "bridge")
+        self.ip("address", "add", "10.76.0.254/24", "dev", "br0")
+        self.ip("link", "set", "br0", "up")
+        key = self.directory / "key"
+        self.done(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
+        options = f"-o UserKnownHostsFile={self.directory}/known -o StrictHostKeyChecking=no"
+        ssh = {"ansible_user": "root", "ansible_ssh_private_key_file": str(key)}
+        ssh["ansible_ssh_extra_args"] = options
+        self.hosts, self.inventory = {}, {}
+        for number, suite in enumerate(SUITES, 1):
+            name, address = f"host{number}", f"10.76.0.{number}"
+            self.hosts[name] = self.start_host(number, suite, address, key)
+            self.inventory[name] = {**ssh, "ansible_host": address}
 
-    def test_its_life_from_a_fresh_host_to_an_empty_one(self):
-        host = self.machine
-        before = self.state()
-        self.assertGreater(self.changes("--check", "--diff"), 0)
-        self.assertEqual(self.state(), before)
-        self.changes()
-        stage = self.directory / "stage"
-        self.done([CHECKOUT / "install.sh"], env={**os.environ, "DESTDIR": str(stage)})
-        for path in (stage / HOOKS).rglob("[0-9]*"):
-            installed = host.root / HOOKS / path.relative_to(stage / HOOKS)
-            self.assertEqual(installed.read_bytes(), path.read_bytes())
-            self.assertEqual(installed.lstat().st_mode & 0o7777, 0o755)
-        self.assertTrue((host.root / HOOKS / "lxc").exists())
-        self.assertIn("virt-hooks", host.done("virt-hooks", "--version"))
-        self.assertEqual(self.changes(), 0)
-        self.assertEqual(self.changes("--check", "--diff"), 0)
-        host.done("sha1sum", "--quiet", "-c", f"/{HOOKS}/{RECORD}")
+    def ip(self, *arguments):
+        self.done([*self.enter, "ip", *arguments])
 
-        files = {OWN: (OK_SCRIPT, 0o755), "lxc_release_end_-.d/web/10-a": (OK_SCRIPT, 0o755)}
-        own = self.own(files)
-        foreign = host.write(f"{HOOKS}/lxc_release_end_-.d/60-not-ours", FOREIGN, 0o755)
-        limits = {"lxc_prepare_begin_-": 60}
-        self.changes("--check", "--diff", scripts=own)
-        self.assertIn("+echo own", self.said)
-        self.assertFalse((host.root / HOOKS / OWN).exists())
-        self.changes(scripts=own, time_limits=limits)
-        self.assertEqual((host.root / HOOKS / OWN).read_text(), OK_SCRIPT)
-        limit = host.root / HOOKS / "lxc_prepare_begin_-.d/timeout"
-        self.assertEqual(limit.read_text(), "60\n")
-        self.assertEqual(self.changes(scripts=own, time_limits=limits), 0)
+    def start_host(self, number, suite, address, key):
+        host = self.host(suite)
+        veth = f"veth{number}"
+        self.ip("link", "add", veth, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
+        self.ip("link", "set", veth, "master", "br0", "up")
+        host.done("hostname", f"host{number}")
+        host.done("ip", "address", "add", f"{address}/24", "dev", "eth0")
+        host.done("ip", "link", "set", "eth0", "up")
+        (host.root / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
+        host.write("root/.ssh/authorized_keys", key.with_suffix(".pub").read_text(), 0o600)
+        host.done("/usr/sbin/sshd")
+        return host
 
-        own = self.own({OWN: (OK_SCRIPT, 0o755)})
-        self.assertEqual(self.changes("--check", scripts=own), self.changes(scripts=own))
-        self.assertFalse((host.root / HOOKS / "lxc_release_end_-.d/web").exists())
-        self.assertFalse(limit.exists())
-        self.assertTrue(foreign.exists())
-        self.assertEqual(self.changes(scripts=own), 0)
+    def files(self):
+        """{host: {path below its hooks directory: (type and mode, owner, group, contents)}}."""
+        return {
+            name: {path: what for path, what in host.hooks().items() if not stat.S_ISDIR(what[0])}
+            for name, host in self.hosts.items()
+        }
+
+    def scripts(self, name):
+        """A host's dispatchers, and the scripts there that are an administrator's."""
+        found = self.files()[name]
+        return {path for path in found if re.fullmatch(r"lxc|qemu|.*/50-[^/]+", path)}
+
+    def changes_as_said(self, **variables):
+        """Run it dry, which must change nothing and name each file that it then changes."""
+        before = self.files()
+        self.changes("--check", "--diff", **variables)
+        self.said_dry = self.said
+        self.assertEqual(self.files(), before)
+        said = re.findall(r'(?s)ok: \[(\w+)\] => \{\n    "msg": \[(.*?)\n    \]', self.said)
+        line = rf'(?m)^ *"(?:[-+]|[+]{{3}} /){HOOKS}/(\w[^|"]*)'
+        named = {name: set(re.findall(line, text)) for name, text in said}
+        self.changes(**variables)
+        for name, after in self.files().items():
+            paths = before[name].keys() | after.keys()
+            changed = {p for p in paths if before[name].get(p) != after.get(p) and p[0] != "."}
+            self.assertEqual(named[name], changed)
+
+    def test_from_the_first_roll_out_to_the_removal_with_guests_on_one_host(self):
+        host1 = self.hosts["host1"]
+        host1.start_libvirtd()
+        self.addCleanup(host1.stop_libvirtd)
+        nothing = (False,)
+        self.assertEqual(host1.live(), (nothing, nothing))
+        self.changes_as_said()
+        self.assertEqual(host1.live(), ((True, "greeting"), (False, "log")))  # it was told
+        self.assertEqual(host1.run("virt-hooks", "check").returncode, 0)
+        self.changes_nothing()
+        self.changes_nothing("--check", "--diff")
+
+        started = "#!/bin/sh\necho $1 >>/srv/started\n"
+        self.changes_as_said(scripts=self.own({OWN: started, OTHER: SCRIPT}))
+        for name in self.hosts:
+            self.assertEqual(self.scripts(name), {"lxc", OWN, OTHER})
+        host1.live()
+        self.assertEqual((host1.root / "srv/started").read_text(), "fleet-web\n")
+        self.changes_as_said(check=False, scripts=self.own({OWN: (started, 0o644)}))
+        for name in self.hosts:
+            self.assertEqual(self.scripts(name), {"lxc", OWN})
+        host1.live()
+        self.assertEqual((host1.root / "srv/started").read_text(), "fleet-web\n")
 
         newer = newer_checkout(self.directory / "newer")
-        self.changes(scripts=own, source=str(newer))
-        self.assertIn("# newer", (host.root / HOOKS / "lxc").read_text())
-        self.assertIn("99.0.1", host.done("virt-hooks", "--version"))
+        self.changes_as_said(source=str(newer))
+        self.assertIn("+# newer", self.said_dry)
+        for name, host in self.hosts.items():
+            self.assertEqual(self.scripts(name), {"lxc"})
+            self.assertIn("# newer", (host.root / HOOKS / "lxc").read_text())
+        during, after = host1.live()
+        self.assertTrue(during[0] and not after[0])
 
-        self.changes(state="absent")
-        hooks, local = self.state()
-        self.assertEqual(
-            sorted(path for path in hooks if path != "."),
-            ["lxc_release_end_-.d", "lxc_release_end_-.d/60-not-ours"],
-        )
-        self.assertEqual(local, before[1])
-        self.assertEqual(self.changes(state="absent"), 0)
+        self.changes_as_said(state="absent")
+        self.assertEqual(self.files(), {name: {} for name in self.hosts})
+        self.assertFalse((host1.root / COMMAND).exists())
+        during, after = host1.live()  # which fails if libvirt still looks for the hook
+        self.assertFalse(during[0])
+        self.changes_nothing(state="absent")
 
-    def test_a_foreign_hook_keeps_it_from_changing_anything(self):
-        foreign = self.machine.write(f"{HOOKS}/lxc", FOREIGN, 0o755)
-        self.fails(f"/{HOOKS}/lxc is there already", "Nothing was changed")
+    def test_each_host_gets_what_its_own_variables_say(self):
+        guests, linked = "qemu_start_begin_-.d/my guest/50-a", "qemu_release_end_-.d/50-linked"
+        left_out = {"lxc": FOREIGN, f"{OWN}~": SCRIPT, ".git/x.d/50-a": SCRIPT, "README": SCRIPT}
+        tree = self.own({guests: SCRIPT, **left_out})
+        elsewhere = Path(self.own({"50-a": SCRIPT}, name="elsewhere"), "50-a")
+        (self.directory / "scripts" / linked).parent.mkdir()
+        (self.directory / "scripts" / linked).symlink_to(elsewhere)
+        other = self.own({OWN: SCRIPT, MKDIRS: SCRIPT}, name="other")
+        each = {
+            "host1": {},
+            "host2": {"drivers": ["qemu"], "scripts": tree},
+            "host3": {"drivers": ["lxc", "qemu"], "scripts": other},
+        }
+        self.changes(each=each)
+        self.assertEqual(self.scripts("host1"), {"lxc"})
+        self.assertEqual(self.scripts("host2"), {"qemu", guests, linked})
+        self.assertEqual(self.scripts("host3"), {"lxc", "qemu", OWN})
+        replaced = self.hosts["host3"].root / HOOKS / MKDIRS
+        self.assertEqual(replaced.read_text(), SCRIPT)
+        script = self.hosts["host2"].root / HOOKS / linked
+        self.assertEqual((script.is_symlink(), script.read_text()), (False, SCRIPT))
+        self.assertFalse((self.hosts["host2"].root / HOOKS / "README").exists())
+        self.changes_nothing(each=each)
+
+        (self.directory / "scripts" / guests).unlink()
+        each["host1"] = {"state": "absent"}
+        each["host3"] = {"scripts": self.own({OTHER: SCRIPT}, name="other")}
+        self.changes_as_said(each=each)
+        self.assertEqual(self.scripts("host1"), set())
+        self.assertEqual(self.scripts("host2"), {"qemu", linked})
+        self.assertEqual(self.scripts("host3"), {"lxc", OTHER})
+        self.assertFalse((self.hosts["host2"].root / HOOKS / guests).parent.exists())
+        self.assertEqual(replaced.read_text(), (CHECKOUT / MKDIRS).read_text())
+
+    def test_a_host_that_is_down_is_left_out_and_gets_it_all_when_it_is_up(self):
+        own = self.own({OWN: SCRIPT})
+        self.ip("link", "set", "veth1", "down")
+        found = self.roll_out(scripts=own)
+        self.assertEqual(found, {"host1": "unreachable", "host2": 1, "host3": 1}, self.said)
+        self.assertEqual(self.scripts("host1"), set())
+        self.ip("link", "set", "veth1", "up")
+        self.assertEqual(self.roll_out(scripts=own), {"host1": 1, "host2": 0, "host3": 0})
+
+    def test_a_host_on_which_it_must_not_or_cannot_work_fails_and_the_others_go_on(self):
+        foreign = self.hosts["host2"].write(f"{HOOKS}/lxc", FOREIGN, 0o755)
+        broken = self.own({OWN: "#!/nowhere/interpreter\n"}, name="broken")
+        each = {"host2": {"scripts": self.own({OWN: SCRIPT})}, "host3": {"scripts": broken}}
+        for arguments in (("--check", "--diff"), ()):
+            with self.subTest(arguments):
+                before = self.hosts["host2"].hooks()
+                found = self.roll_out(*arguments, each=each)
+                self.assertEqual(found["host2"], "failed", self.said)
+                self.assertIn(f" /{HOOKS}/lxc is ", self.said)
+                self.assertEqual(self.hosts["host2"].hooks(), before)
+                self.assertFalse((self.hosts["host2"].root / COMMAND).exists())
+        self.assertEqual(found["host1"], 1)
+        self.assertEqual(found["host3"], "failed")
+        self.assertIn("/nowhere/interpreter", self.said)
         foreign.unlink()
-        foreign.symlink_to("/nowhere")
-        self.fails(f"/{HOOKS}/lxc is no file")
+        elsewhere = self.hosts["host2"].write("srv/elsewhere/a", "").parent
+        (foreign.parent / "lxc_start_begin_-.d").mkdir()
+        (foreign.parent / "lxc_start_begin_-.d/web").symlink_to("/srv/elsewhere")
+        each = {"host2": {"scripts": self.own({"lxc_start_begin_-.d/web/50-a": SCRIPT})}}
+        found = self.roll_out(each=each | {"host1": {"drivers": ["qemu"]}})
+        self.assertEqual(found, {"host1": 1, "host2": "failed", "host3": 1}, self.said)
+        self.assertEqual(os.listdir(elsewhere), ["a"])
+        self.assertEqual(self.scripts("host1"), {"qemu"})
+        self.assertEqual(self.scripts("host2"), set())
 
-    def test_what_install_sh_or_a_package_has_installed_keeps_it_from_changing_anything(self):
-        self.machine.done(CHECKOUT / "install.sh", "--prefix", "/run")
-        self.fails("install.sh has installed virt-hooks here")
+    def test_what_the_first_version_of_the_role_has_installed_is_replaced(self):
+        files = {"lxc": FOREIGN, "lxc_run.py": "pass\n", MKDIRS: SCRIPT, OWN: SCRIPT, OTHER: SCRIPT}
+        for host in self.hosts.values():
+            for path, text in files.items():
+                host.write(f"{HOOKS}/{path}", text, 0o755)
+            record = host.done("sha1sum", *[f"/{HOOKS}/{path}" for path in files])
+            host.write(f"{HOOKS}/.virt-hooks-ansible.sha1", record)
+            host.write(f"{HOOKS}/{OTHER}", "#!/bin/sh\necho changed\n", 0o755)
+        self.changes_as_said(scripts=self.own({"lxc_start_begin_-.d/50-new": SCRIPT}))
+        for name, host in self.hosts.items():
+            self.assertEqual(self.scripts(name), {"lxc", OTHER, "lxc_start_begin_-.d/50-new"})
+            self.assertFalse((host.root / HOOKS / ".virt-hooks-ansible.sha1").exists())
+            script = host.root / HOOKS / "lxc"
+            self.assertEqual(script.read_text(), (CHECKOUT / "hooks/lxc").read_text())
 
-    def test_a_file_that_was_there_already_is_never_taken_away(self):
-        for text in (OK_SCRIPT, "#!/bin/sh\n# another one\n"):
-            with self.subTest(text):
-                mine = self.machine.write(f"{HOOKS}/{OWN}", OK_SCRIPT, 0o755)
-                own = self.own({OWN: (text, 0o755)})
-                if text != OK_SCRIPT:
-                    self.fails("is there already, and not from this role", drivers=[], scripts=own)
-                else:
-                    self.changes(drivers=[], scripts=own)
-                self.changes(drivers=[], state="absent")
-                self.assertEqual(mine.read_text(), OK_SCRIPT)
+    def test_a_package_is_installed_upgraded_and_removed_beside_the_administrators_scripts(self):
+        for name in ("host2", "host3"):
+            self.install_python3_apt(self.hosts[name])
+        del self.inventory["host1"], self.hosts["host1"]
+        own = self.own({OWN: SCRIPT})
+        deb = str(build(CHECKOUT, self.directory / "old"))
+        self.changes("--check", "--diff", package=deb, scripts=own)
+        self.changes(package=deb, scripts=own)
+        for name, host in self.hosts.items():
+            self.assertEqual(self.scripts(name), {"lxc", "qemu", OWN})
+            host.done("dpkg", "--verify", "virt-hooks")
+            self.assertFalse((host.root / COMMAND).exists())
+        self.changes_nothing(package=deb, scripts=own)
 
-    def test_a_local_change_is_neither_overwritten_nor_removed_unless_that_is_asked_for(self):
-        own = self.own({OWN: (OK_SCRIPT, 0o755)})
-        self.changes(drivers=[], scripts=own)
-        script = self.machine.root / HOOKS / OWN
-        for change in (
-            lambda: script.write_text("#!/bin/sh\necho mine\n"),
-            lambda: script.chmod(0o644),
+        before = self.files()
+        for arguments, variables in (
+            (["--check"], {}),  # without the package, the hooks would be install.sh's
+            ([], {}),
+            ([], {"package": deb, "scripts": self.own({MKDIRS: SCRIPT}, name="other")}),
         ):
-            with self.subTest():
-                change()
-                other = self.own({OWN: ("#!/bin/sh\necho other\n", 0o755)})
-                self.fails(f"{OWN} was changed on this host", drivers=[], scripts=other)
-                self.changes(
-                    drivers=[], scripts=self.own({OWN: (OK_SCRIPT, 0o755)}), overwrite=True
-                )
-                self.assertEqual(script.read_text(), OK_SCRIPT)
-                self.assertEqual(script.stat().st_mode & 0o777, 0o755)
-        script.write_text("mine")
-        self.fails(f"{OWN} was changed on this host", drivers=[], state="absent")
-        self.changes(drivers=[], state="absent", overwrite=True)
-        self.assertFalse(script.exists())
+            with self.subTest(variables, arguments=arguments):
+                found = self.roll_out(*arguments, **{"scripts": own, **variables})
+                self.assertEqual(set(found.values()), {"failed"}, self.said)
+                self.assertEqual(self.files(), before)
 
-    def test_a_script_that_cannot_run_reaches_no_host(self):
-        good = {"lxc_start_begin_-.d/10-good": (OK_SCRIPT, 0o755)}
-        own = self.own({**good, OWN: ("#!/bin/sh\nif true; then\n", 0o755)})
-        self.fails("50-own: ", drivers=[], scripts=own)
+        newer = newer_checkout(self.directory / "newer")
+        newer = str(build(newer, self.directory / "new"))
+        self.changes(package=newer, scripts=self.own({OWN: SCRIPT}))
+        for host in self.hosts.values():
+            self.assertIn("# newer", (host.root / HOOKS / "lxc").read_text())
+        self.changes(package=newer, state="absent")
+        for name, host in self.hosts.items():
+            self.assertNotIn(OWN, self.scripts(name))
+            self.assertFalse((host.root / HOOKS / "lxc").stat().st_mode & 0o111)
+            self.assertFalse((host.root / "usr/sbin/virt-hooks").exists())
 
-    def test_what_editors_leave_behind_stays_where_it_is(self):
-        files = {f"{OWN}{end}": ("broken", 0o755) for end in ("~", ".bak", ".swp")}
-        own = self.own({OWN: (OK_SCRIPT, 0o755), ".git/config": ("", 0o644), **files})
-        self.changes(drivers=[], scripts=own)
-        found = {path for path in self.machine.hooks() if "own" in path}
-        self.assertEqual(found, {OWN})
-
-    def test_a_check_that_finds_fault_with_what_is_new_undoes_it_all(self):
-        own = self.own({OWN: (OK_SCRIPT, 0o755)})
-        self.changes(scripts=own)
-        hooks = self.machine.root / HOOKS
-        (hooks / OWN).chmod(0o755)
-        broken = {
-            OWN: ("#!/nowhere/interpreter\n", 0o755),
-            "lxc_stopped_end_-.d/a/10-x": (OK_SCRIPT, 0o755),
-        }
-        self.fails("left as it was", "/nowhere/interpreter", check=True, scripts=self.own(broken))
-        self.assertEqual(self.changes(scripts=self.own({OWN: (OK_SCRIPT, 0o755)})), 0)
-
-    def test_a_run_that_was_killed_leaves_nothing_that_the_next_does_not_know(self):
-        own = self.own({OWN: (OK_SCRIPT, 0o755)})
-        self.changes(drivers=[], scripts=own)
-        other = "#!/bin/sh\necho other\n"
-        record = self.machine.root / HOOKS / RECORD
-        # as it is when the script is there and the record not yet: see "Record what is about to be"
-        old = record.read_text()
-        self.changes(drivers=[], scripts=self.own({OWN: (other, 0o755)}))
-        record.write_text(old + record.read_text())
-        self.changes(drivers=[], scripts=self.own({OWN: ("#!/bin/sh\necho third\n", 0o755)}))
-        self.assertEqual(len(record.read_text().splitlines()), 1)
-        self.changes(drivers=[], state="absent")
-        self.assertFalse((self.machine.root / HOOKS / OWN).exists())
-
-    def test_libvirt_is_told_when_something_has_changed_and_only_then(self):
-        own = self.own({OWN: (OK_SCRIPT, 0o755)})
-        told = "Tell the libvirt daemons"
-        self.changes(drivers=[], scripts=own)
-        self.assertIn(told, self.said)
-        self.changes(drivers=[], scripts=own)
-        self.assertNotIn(told, self.said)
+    def install_python3_apt(self, host):
+        """Give a host what Ansible's module apt needs, by way of the machine's own network."""
+        for command in (["update"], ["install", "--no-install-recommends", "python3-apt"]):
+            words = host.command("apt-get", "-qq", *command)
+            self.done([word for word in words if word != "--net"], timeout=300)
 
 
-class Stage(RoleTestCase):
-    def stage(self, **settings):
-        default = {"source": str(CHECKOUT), "drivers": [], "scripts": "", "time_limits": {}}
-        command = [DEPLOY / "roles/virt_hooks/files/stage-tree", self.directory / "stage"]
-        return run([*command, json.dumps({**default, **settings})])
-
-    def test_what_could_not_run_is_named_with_the_reason(self):
-        for path, text, mode, words in (
-            (OWN, OK_SCRIPT, 0o644, "is not executable"),
-            (OWN, "echo no first line\n", 0o755, "is no #! line"),
-            (OWN, "#!/bin/sh\r\necho\r\n", 0o755, "carriage return"),
-            (OWN, "#!/bin/sh\nif true; then\n", 0o755, "50-own: "),
-            (OWN, "#!/usr/bin/env bash\nif [[ a ]]; then\n", 0o755, "50-own: "),
-            (OWN, "#!/usr/bin/python3 -I\nif True:\n", 0o755, "50-own: line "),
-            (OWN, "#!python3\n", 0o755, "is no absolute path"),
-            ("lxc_start_begin_-.d/own", OK_SCRIPT, 0o755, "would never run"),
-            ("lxc", OK_SCRIPT, 0o755, "is no phase directory"),
-            ("lxc_start.d/50-own", OK_SCRIPT, 0o755, "is no phase directory"),
-            ("lxc_start_begin_-.d/web/deep/50-own", OK_SCRIPT, 0o755, "nothing runs in it"),
-        ):
-            with self.subTest(words):
-                result = self.stage(scripts=self.own({path: (text, mode)}))
-                self.assert_names(result, words)
-        for words, settings in (
-            ("is not a number of seconds", {"time_limits": {"lxc_prepare_begin_-": "soon"}}),
-            ("is no phase, such as", {"time_limits": {"prepare": 5}}),
-            ("there is no such directory", {"scripts": "/nowhere"}),
-            ("is no checkout", {"source": "/nowhere"}),
-        ):
-            with self.subTest(words):
-                self.assert_names(self.stage(**settings), words)
-
-    def assert_names(self, result, words):
-        self.assertEqual((result.returncode, result.stdout), (1, ""))
-        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
-        self.assertIn(words, result.stderr)
-
-    def test_what_can_run_goes_through(self):
-        files = {
-            OWN: (OK_SCRIPT, 0o755),
-            "qemu_prepare_begin_-.d/my guest/10-a": ("#!/usr/bin/env python3\nprint()\n", 0o700),
-            "lxc_start_begin_-.d/own.conf": ("a setting", 0o600),
-        }
-        result = self.stage(scripts=self.own(files))
-        self.assertEqual(result.stderr, "")
-        staged = json.loads(result.stdout)
-        modes = {path.removeprefix(f"/{HOOKS}/"): file["mode"] for path, file in staged.items()}
-        wanted = {path: "0755" if mode & 0o111 else "0644" for path, (_t, mode) in files.items()}
-        self.assertEqual(modes, wanted)
+class Dry(RoleTestCase):
+    def test_a_dry_run_on_thirty_hosts_writes_nothing(self):
+        read_only = """
+            mount -t tmpfs tests /run
+            mount -t tmpfs -o ro tests /etc/libvirt
+            mount --rbind /usr/local /usr/local
+            mount -o remount,bind,ro /usr/local
+            exec "$@"
+        """
+        self.enter = ["unshare", "--mount", "sh", "-euc", read_only, "sh"]
+        local = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+        self.inventory = {f"host{number}": local for number in range(1, 31)}
+        began = time.monotonic()
+        self.changes("--check", "--diff", scripts=self.own({OWN: SCRIPT}))
+        print(f"{time.monotonic() - began:.0f} s ...", end=" ", flush=True)
 
 
 class Lint(TestCase):
     def test_ansible_lint_finds_nothing_by_its_strictest_profile(self):
         environment = {**os.environ, "PATH": f"{ANSIBLE}:{os.environ['PATH']}"}
         command = ["ansible-lint", "--offline", "--profile", "production", "--nocolor"]
-        self.done(command, cwd=DEPLOY, env=environment, timeout=300)
+        self.done(command, cwd=PLAYBOOKS, env=environment, timeout=300)
 
 
 if __name__ == "__main__":
