@@ -172,6 +172,23 @@ class Life(LibvirtTestCase):
             self.assert_lived(path)
             self.assertEqual((path / "number").read_text(), str(life))
 
+    def test_a_second_stop_and_release_of_one_life_is_no_error_and_changes_nothing(self):
+        # as libvirt 9.0 and 11.3 sometimes call them for one "virsh destroy"
+        xml = self.directory / "xml"
+        put_hook(self, "lxc_release_end_-.d/99-keep", f"#!/bin/sh\ncat >{xml}\n")
+        guest = self.guest(f"{LOOK}; touch /log/ready", LIFE)
+        guest.start()
+        wait_until((self.root / "log/ready").exists)
+        self.assertEqual(guest.virsh("destroy").returncode, 0)
+        [archive] = self.archives()
+        before = self.state()
+        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+        for arguments in (["stopped", "end", "-"], ["release", "end", shutoff_reason("destroyed")]):
+            command = [HOOKS / "lxc", "web", *arguments]
+            self.assert_succeeds(run(command, input=xml.read_text(), env=environment))
+            self.assert_state(before)
+        self.assert_lived(self.directory / "archive" / archive)
+
     def test_the_metadata_may_be_set_by_virsh_metadata(self):
         guest = self.guest(LOOK)
         hooks = f"<hooks>{LIFE.format(root=self.root, directory=self.directory)}</hooks>"
