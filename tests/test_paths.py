@@ -223,6 +223,10 @@ class Swapped(ScriptCase):
     def test_preload_while_a_directory_in_dst_is_swapped(self):
         self.attack("30-preload", "preload", dircopy(self.golden, self.log), inside=True)
 
+    def test_preload_while_a_directory_in_src_is_swapped(self):
+        self.attack("30-preload", "preload", dircopy(self.log, self.store), inside=True)
+        self.assert_victim_not_copied()
+
     def test_archive_below_a_directory_that_is_swapped(self):
         self.attack("10-archive", "archive", dircopy(self.log, self.store / "day"))
         self.assert_victim_not_copied()
