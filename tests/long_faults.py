@@ -69,7 +69,8 @@ NETWORK = {
 }
 SECONDS = 300  # to wait for what takes a moment, on a machine that has other work
 WORKERS = 3  # runs at once: much of one is waiting
-JUST_NOW = {"NO_FAKE_STAT": "1"}  # for libfaketime: files keep their times
+# for libfaketime: files keep their times, and the kernel's own clock never jumps
+JUST_NOW = {"NO_FAKE_STAT": "1", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 MARKER = "VIRT_HOOKS_TEST"  # in the environment of all that a run starts
 MOUNTING = threading.Lock()
 
@@ -313,7 +314,7 @@ class FaultCase(TestCase):
         life.remove()
         begun = 0
         if not program:
-            own = f'"{life.phase_directory(phase)}' if name == "lxc" else "O_PATH"
+            own = f'"{life.phase_directory(phase)}' if name == "lxc" else f'"{life.directory}'
             begun = next(number for number, line in enumerate(lines) if own in line)
         names = [re.match(r"\w*", line)[0] for line in lines]
         return {call: names[:begun].count(call) + 1 for call in calls if call in names[begun:]}
@@ -475,6 +476,8 @@ class Limited(FaultCase):
         life = self.new_life()
         if phase == "release":
             life.live()
+        if name == "30-preload":  # in the moment between mkdir and chmod
+            life.allowed = (0o40755, 0, 0), (0o40755, 1008, 1009)
         path = life.phase_directory(phase) / name
         real = path.resolve()
         path.unlink()
@@ -485,7 +488,7 @@ class Limited(FaultCase):
             self.assert_nothing_lost(phase, life)
             if result.returncode == 0:
                 self.assert_done(phase, life)
-            elif "Fatal Python error" not in result.stderr:
+            elif not limit.startswith("-v"):  # of memory, Python itself may have too little
                 self.assertNotIn("Traceback", result.stderr)
             if result.returncode:
                 last = result.stderr.splitlines()[-1]

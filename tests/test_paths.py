@@ -5,6 +5,7 @@ import os
 import subprocess
 import unittest
 
+from harness import run
 from scripts import (
     RELEASE,
     ScriptCase,
@@ -12,6 +13,7 @@ from scripts import (
     dircopy,
     directory,
     for_seconds,
+    guest_xml,
     mode_owner_group,
     mounted_on,
     swapping,
@@ -221,6 +223,10 @@ class Swapped(ScriptCase):
     def test_preload_while_a_directory_in_dst_is_swapped(self):
         self.attack("30-preload", "preload", dircopy(self.golden, self.log), inside=True)
 
+    def test_preload_while_a_directory_in_src_is_swapped(self):
+        self.attack("30-preload", "preload", dircopy(self.log, self.store), inside=True)
+        self.assert_victim_not_copied()
+
     def test_archive_below_a_directory_that_is_swapped(self):
         self.attack("10-archive", "archive", dircopy(self.log, self.store / "day"))
         self.assert_victim_not_copied()
@@ -240,13 +246,16 @@ class Swapped(ScriptCase):
         (self.log / "inner").chmod(0o2777)
         for number in range(20, 300):
             (self.log / f"inner/{number}").touch()
-        elements = f"<archive>{dircopy(self.log, self.store / 'day')}</archive>"
         command = ["/usr/bin/python3", "-IS", "-c", INTRUDER, self.store, self.victim]
+        # every second time the guest has a moment between mkdir(2) and open(2)
+        slowly = ["strace", "-o", "/dev/null", "-e", "inject=mkdir,mkdirat:delay_exit=20000"]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as intruder:
             intruder.stdout.readline()
             try:
-                for _ in for_seconds(2 * SECONDS):
-                    self.call(elements, name="10-archive")
+                for number in for_seconds(3 * SECONDS):
+                    started = [*slowly * (number % 2), *self.command("10-archive")]
+                    entry = dircopy(self.log, self.store / f"day-{number}")
+                    run(started, input=guest_xml(f"<archive>{entry}</archive>"))
                     if details(self.victim) != self.before:
                         break
             finally:

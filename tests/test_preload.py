@@ -186,6 +186,16 @@ class Preload(ScriptCase):
         self.write("golden/big", "x" * (2 << 20))
         self.assert_cp_failed(self.preload(), self.dst / "big", "No space left on device")
 
+    def test_what_failed_half_way_the_next_run_finishes(self):
+        self.write("golden/x", "text")
+        os.chown(self.src, 1008, 1009)
+        self.src.chmod(0o751)
+        result = self.preload(environment=self.path_with("cp", "raise SystemExit(1)"))
+        self.assert_error(result, self.dst, programs_said=None)
+        self.assert_says(self.preload(), self.dst)
+        self.assertEqual(mode_owner_group(self.dst), (0o751, 1008, 1009))
+        self.assertEqual((self.dst / "x").read_text(), "text")
+
     def test_a_dry_run_says_what_it_would_do_and_does_nothing(self):
         fill(self.src)
         before = self.everything()

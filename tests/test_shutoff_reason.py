@@ -93,6 +93,8 @@ class ShutoffReason(ScriptCase):
                 (SAVED + end("failed"), True),  # in prepare, say
                 (SAVED + INCOMING + end("failed"), True),
                 (SAVED + end("failed") + end("failed"), True),
+                (START + end("destroyed") + INCOMING + end("failed"), True),  # of an older save
+                (INCOMING + end("failed"), True),  # or from another host, where it lives on
                 (START + end("shutdown") + end("failed"), False),
                 (SAVED + INCOMING + end("shutdown") + end("failed"), False),
                 (START + end("failed"), False),
