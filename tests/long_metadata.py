@@ -47,8 +47,8 @@ ENDINGS = {
     "30-post-rm-rf": None,
 }
 REASONS = ("-", "shutdown", "destroyed", "crashed", "saved", "migrated", "failed", "from snapshot",
-           "", "x" * 300, "\n", "é")  # fmt: skip
-GUESTS = ("web", "-dash", "--help", ".", "..", "a b", "x;y", "é", "$(reboot)", "a\nb", "'", "%s{0}")
+           "", "x" * 300, "é")  # fmt: skip
+GUESTS = ("web", "-dash", "--help", ".", "..", "a b", "x;y", "é", "$(reboot)", "'", "%s{0}")
 JUNK = (
     "", " ", "\n", "\t x", "0", "-1", "é", "\u202e", "\ufeff", "\ufffe", "&#0;", "&amp;",
     "&#x10ffff;", "&unknown;", "]]>", "<", ">", "'", '"', "\\", "%", "{}", "{0}", "%s", "$(reboot)",

@@ -184,6 +184,13 @@ class OneGuest(RoutingTable):
         self.assert_works(self.stop(WHOLE + two))
         self.assert_all_gone()
 
+    def test_a_rule_for_what_the_host_itself_sends(self):
+        whole = table(route(), rule("iif lo"), rule("from fd77::5 iif lo"))
+        self.assert_works(self.start(whole))
+        self.assertEqual(rules(), [(20000, "from all iif lo lookup 101")])
+        self.assert_works(self.stop(whole))
+        self.assert_all_gone()
+
     def test_stopped_takes_it_away_whatever_the_element_says_by_then(self):
         whole = table(route(), rule(), rule("from fd77::5")) + table(
             route("blackhole fd98::/64"), rule("to fd98::/64"), id="102", name="six"
