@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+import time
 import unittest
 
 from harness import run
@@ -200,6 +201,22 @@ class Swapped(ScriptCase):
                     os.rmdir(new, dir_fd=middle)
 
         self.attack("10-mkdirs", "mkdirs", entries, remake=remake)
+
+    def test_mkdirs_whose_new_directory_a_link_replaces(self):
+        new, victim = self.log / "new", self.victim / "log"
+        victim.chmod(0o700)
+        os.chown(victim, 1001, 1001)
+        self.before = details(self.victim)
+        slowly = ["strace", "-o", "/dev/null", "-e", "inject=mkdir,mkdirat:delay_exit=300000"]
+        command = [*slowly, *self.command("10-mkdirs")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdin.write(guest_xml(f"<mkdirs>{directory(new)}</mkdirs>").encode())
+            process.stdin.close()
+            while not new.exists() and process.poll() is None:
+                time.sleep(0.001)
+            new.rmdir()
+            new.symlink_to(victim)
+        self.assert_victim_unchanged()
 
     def test_ramdisk(self):
         outside = self.victim / "log"

@@ -394,6 +394,8 @@ class Refusals(RoutingTable):
         shutil.rmtree(NAMES.parent)  # as on Debian 13
         for name in ("main", "local", "default"):
             self.refuse(table(route(), rule(), name=name), name)
+        for number in ("0", "253", "254", "255"):
+            self.refuse(table(route(), rule(), id=number), number)
 
     def test_an_id_or_a_name_that_means_another_table(self):
         usr = Path("/usr/share/iproute2")
