@@ -113,7 +113,7 @@ class Archive(ArchiveCase):
             self.dst = self.store / f"new/{number}/day"
             self.assert_says(self.archive(umask=umask), self.dst)
             self.assert_archived(self.src, self.dst)
-            for parent in self.dst.parents[:3]:
+            for parent in list(self.dst.parents)[:3]:
                 self.assertEqual(mode_owner_group(parent), (0o755, 0, 0))
             self.assertEqual(os.listdir(self.dst.parent), ["day"])
         self.assertEqual(details(self.src), before)

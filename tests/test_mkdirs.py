@@ -36,7 +36,7 @@ class Mkdirs(ScriptCase):
                 path = self.directory / f"{number}/b/c"
                 self.assert_says(self.call(mkdirs(directory(path, **attributes))), path.parents[1])
                 self.assertEqual(mode_owner_group(path), expected)
-                for parent in path.parents[:2]:
+                for parent in list(path.parents)[:2]:
                     self.assertEqual(mode_owner_group(parent), NEW)
 
     def test_what_is_not_given_is_left_as_it_is_on_a_directory_that_exists(self):
