@@ -21,11 +21,14 @@ from harness import CHECKOUT, SCRIPTS, Syslog, install_dispatcher, script
 
 PYTHON = "/usr/bin/python3"
 HOOKS, CLASSIC = libvirt.HOOKS / "lxc", CHECKOUT / "bench/classic/lxc"
-PREPARE, STARTED, RELEASE = "prepare begin -", "started begin -", "release end -"
-PHASES = (PREPARE, "start begin -", STARTED, "stopped end -", RELEASE)
-POINTS = ("nothing", "script", "idle", "life", "files", "memory", "libvirt")
+PREPARE, START = ("prepare", "begin", "-"), ("start", "begin", "-")
+STARTED, STOPPED = ("started", "begin", "-"), ("stopped", "end", "-")
+RELEASE, MIGRATE = ("release", "end", "-"), ("migrate", "begin", "-")
+PHASES = (PREPARE, START, STARTED, STOPPED, RELEASE)
+POINTS = ("nothing", "trivial", "idle", "life", "files", "memory", "virsh")
 GOLDEN, ARCHIVE = Path("/srv/golden"), Path("/srv/archive")  # as the example's elements have it
 TRIVIAL = "#!/bin/sh\nexit 0\n"
+WAIT = "trap exit TERM; sleep 1000 & wait"  # else virsh destroy waits 1.8 s before it kills
 # Prints a program's peak memory in KB. It is small: a program's peak begins as its parent's.
 PEAK = """
 import posix, sys
@@ -45,32 +48,32 @@ class Bench:
     def nothing(self):
         ours, python = self.medians(
             30,
-            lambda: seconds(HOOKS, "web", *STARTED.split()),
+            lambda: seconds(HOOKS, "web", *STARTED),
             lambda: seconds(PYTHON, "-IS", "-c", "pass"),
         )
         text = f"a phase without scripts {ms(ours)}, python3 -IS -c pass {ms(python)}"
         report("nothing", text, ours / python, "times", most=1.2)
 
-    def script(self):
+    def trivial(self):
         one = make_hooks(PREPARE, {"00-trivial": TRIVIAL})
         many = make_hooks(PREPARE, {f"{n:02}-trivial": TRIVIAL for n in range(31)})
         with_one, with_many, alone = self.medians(
             30,
-            lambda: seconds(one, "web", *PREPARE.split()),
-            lambda: seconds(many, "web", *PREPARE.split()),
+            lambda: seconds(one, "web", *PREPARE),
+            lambda: seconds(many, "web", *PREPARE),
             lambda: seconds(one.parent / "lxc_prepare_begin_-.d/00-trivial"),
         )
         each = (with_many - with_one) / 30
         text = f"each of 30 trivial scripts {ms(each)}, alone {ms(alone)} *"
-        report("script", text, (each - alone) * 1000, "ms more", most=0.4)
+        report("trivial", text, (each - alone) * 1000, "ms more", most=0.4)
 
     def idle(self):
         xml = write_guest("idle")
         ours, by_libvirt = self.medians(
             30,
-            lambda: sum(seconds(HOOKS, "web", *phase.split(), xml=xml) for phase in PHASES),
+            lambda: sum(seconds(HOOKS, "web", *phase, xml=xml) for phase in PHASES),
             lambda: sum(
-                seconds(script(name), "web", *phase.split(), xml=xml)
+                seconds(script(name), "web", *phase, xml=xml)
                 for phase in PHASES
                 for name in SCRIPTS
             ),
@@ -95,7 +98,7 @@ class Bench:
         xml = write_guest("files", f'<hooks xmlns="urn:virt-hooks:1">{elements}</hooks>')
 
         def call(name, phase):
-            return seconds(script(name), "web", *phase.split(), xml=xml)
+            return seconds(script(name), "web", *phase, xml=xml)
 
         def remove():
             return seconds("rm", "-rf", "--", dst)
@@ -119,15 +122,15 @@ class Bench:
 
     def memory(self):
         xml = write_guest("memory", size=40_000_000)
-        for phase, text in ((PREPARE, TRIVIAL), ("migrate begin -", "#!/bin/sh\nexec cat\n")):
+        for phase, text in ((PREPARE, TRIVIAL), (MIGRATE, "#!/bin/sh\nexec cat\n")):
             hooks = make_hooks(phase, {"10-script": text})
-            command = [PYTHON, "-IS", "-c", PEAK, hooks, "web", *phase.split()]
+            command = [PYTHON, "-IS", "-c", PEAK, hooks, "web", *phase]
             with open(xml) as stdin, open(os.devnull, "w") as stdout:
                 peak = subprocess.run(command, stdin=stdin, stdout=stdout, stderr=-1, check=True)
-            text = f"40 MB of XML, a script in {phase.split()[0]}: the dispatcher's peak"
+            text = f"40 MB of XML, a script in {phase[0]}: the dispatcher's peak"
             report("memory", text, int(peak.stderr) * 1024 / 1e6, "MB", most=16)
 
-    def libvirt(self):
+    def virsh(self):
         number = 2 if self.short else 20
         fill(GOLDEN / "web", 1, 5)
         root = libvirt.root_directory(Path("/srv/rootfs"))
@@ -135,9 +138,9 @@ class Bench:
         with ExitStack() as stack:
             daemon = libvirt.start_libvirtd(stack.callback)
             for n in range(number):
-                plain.append(libvirt.Guest(f"plain{n}", root, "sleep 1000"))
+                plain.append(libvirt.Guest(f"plain{n}", root, WAIT))
                 metadata = example(f"using{n}")
-                using.append(libvirt.Guest(f"using{n}", root, "sleep 1000", metadata=metadata))
+                using.append(libvirt.Guest(f"using{n}", root, WAIT, metadata=metadata))
             for some, runs in ((1, 10), (number, 3)):
                 contenders = self.in_turn(
                     runs,
@@ -150,13 +153,14 @@ class Bench:
                     who = f"{what} of {some} at once" if some > 1 else what
                     for hooks, took in zip(("hooks", "five elements"), others):
                         text = f"{who} {ms(without)}, with {hooks} {ms(took)} *"
-                        report("libvirt", text, (took - without) * 1000, "ms more")
+                        report("virsh", text, (took - without) * 1000, "ms more")
 
     def in_turn(self, runs, *contenders):
         """What contenders return, in lists, one each. They take turns, so that what else the
         machine does meets all of them; a first round warms the caches and does not count."""
-        rounds = [[contender() for contender in contenders] for _ in range(self.short or runs + 1)]
-        return [list(values) for values in zip(*rounds[not self.short :])]
+        number = 1 if self.short else runs + 1
+        rounds = [[contender() for contender in contenders] for _ in range(number)]
+        return list(zip(*(rounds[1:] or rounds)))
 
     def medians(self, runs, *contenders):
         return [statistics.median(values) for values in self.in_turn(runs, *contenders)]
@@ -180,10 +184,10 @@ def seconds(*command, xml=os.devnull):
 def live(dispatcher, xml):
     """The time of the five phases of the example's guest, which writes twenty files."""
     prepare, *rest = PHASES
-    took = seconds(dispatcher, "web", *prepare.split(), xml=xml)
+    took = seconds(dispatcher, "web", *prepare, xml=xml)
     fill("/srv/web/log", 1, 20)
     seen = os.listdir("/srv/web/www")
-    took += sum(seconds(dispatcher, "web", *phase.split(), xml=xml) for phase in rest)
+    took += sum(seconds(dispatcher, "web", *phase, xml=xml) for phase in rest)
     archived = [path.name for path in ARCHIVE.rglob("*") if path.is_file()]
     if len(archived) != 20 or len(seen) != 1 or os.listdir("/srv/web"):
         sys.exit(f"bench/run: {dispatcher} has not done its work")
@@ -230,7 +234,7 @@ def write_guest(name, metadata="", size=4096):
 def make_hooks(phase, scripts):
     """The path of a dispatcher, in a hooks directory with {name: text} of scripts for a phase."""
     hooks = Path(tempfile.mkdtemp(dir="/srv"))
-    directory = hooks / f"lxc_{phase.replace(' ', '_')}.d"
+    directory = hooks / f"lxc_{'_'.join(phase)}.d"
     directory.mkdir()
     for name, text in scripts.items():
         (directory / name).write_text(text)
@@ -283,14 +287,20 @@ def main():
         models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
     print(
         f"virt-hooks, {time.strftime('%Y-%m-%d')}: {os.cpu_count()} times {models[0]}, "
-        f"Linux {platform.release()}, Python {platform.python_version()}, load {os.getloadavg()[0]}"
+        f"Linux {platform.release()}, Python {platform.python_version()}, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
     libvirt.install("--no-reload")
     bench = Bench(options.short)
-    with Syslog():
-        for point in options.points or POINTS:
-            getattr(bench, point)()
-    print("* The figure is a time, or has one in it: believe it on a quiet machine only.")
+    try:
+        with Syslog():
+            for point in options.points or POINTS:
+                getattr(bench, point)()
+    except RuntimeError as error:  # a guest has not started
+        sys.exit(f"bench/run: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print("* This figure is a time, not a ratio: believe it on a quiet machine only.")
 
 
 main()
