@@ -399,11 +399,13 @@ class Refusals(RoutingTable):
 
     def test_an_id_or_a_name_that_means_another_table(self):
         usr = Path("/usr/share/iproute2")
-        if not usr.exists():
-            usr.mkdir()
-            self.addCleanup(usr.rmdir)
-        self.mount("-t", "tmpfs", "tests", usr)
-        self.addCleanup(run, ["umount", usr], check=True)
+        upper, work = self.directory / "upper", self.directory / "work"
+        upper.mkdir()
+        work.mkdir()
+        layers = f"lowerdir=/usr/share,upperdir={upper},workdir={work}"
+        self.mount("-t", "overlay", "-o", layers, "tests", "/usr/share")
+        self.addCleanup(run, ["umount", "/usr/share"], check=True)
+        usr.mkdir(exist_ok=True)
         for place in (NAMES.parent, usr):
             (place / "rt_tables.d").mkdir(exist_ok=True)
             for path in (place / "rt_tables.d/admin.conf", place / "rt_tables"):
