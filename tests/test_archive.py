@@ -175,6 +175,12 @@ class Archive(ArchiveCase):
         del before[0]["."], after[0]["."]
         self.assertEqual(after, before)
 
+    def test_a_mount_point_is_taken(self):
+        self.dst.mkdir(parents=True)
+        self.mount("-t", "tmpfs", "tests", self.dst)
+        self.assert_says(self.archive(), f"{self.dst}.1")
+        self.assertEqual(os.listdir(self.dst), [])
+
     def test_several_copies_are_done_in_their_order_and_the_first_that_fails_ends_it(self):
         two = self.write("two/name", "two").parent
         elements = archive((self.src, self.store / "log"), (two, self.dst))

@@ -760,6 +760,26 @@ class Background(DispatcherTestCase):
                     done = (result.returncode, result.stdout, result.stderr)
                     self.assertEqual(done, (0, "<a/>\n", "said\n"))
 
+    def test_what_it_leaves_in_the_background_goes_on_when_it_prints(self):
+        wait = "until [ -e ../go ]; do sleep 0.05; done"
+        for stream in (1, 2):
+            with self.subTest(stream=stream):
+                left = f"( {wait}; echo late; echo later; echo done >>RECORD ) >&{stream} &"
+                self.add(f"{DIRECTORY}/10-a", f'cd "${{0%/*}}"; {left}')
+                self.assertEqual(self.dispatch().returncode, 0)
+                (self.hooks / "go").touch()
+                until = time.monotonic() + 50
+                while not self.record.exists() and time.monotonic() < until:
+                    time.sleep(0.05)
+                self.assertEqual(self.record.read_text(), "done\n")
+                self.record.unlink()
+                (self.hooks / "go").unlink()
+
+    def test_a_long_line_is_passed_on_as_it_comes(self):
+        self.add(f"{DIRECTORY}/10-a", "head -c 100000000 /dev/zero | tr '\\0' x")
+        result = self.dispatch()  # within 60 s; a time that grows with the square takes far longer
+        self.assertEqual((result.returncode, len(result.stdout)), (0, 100000000))
+
     def test_what_the_script_itself_printed_is_complete_and_its_status_counts(self):
         commands = "head -c 3000000 /dev/zero | tr '\\0' x >&2; echo >&2; sleep 300 &"
         self.add(f"{DIRECTORY}/10-a", f"{commands} echo $! >>RECORD; exit 3")

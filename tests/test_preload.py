@@ -196,6 +196,14 @@ class Preload(ScriptCase):
         self.assertEqual(mode_owner_group(self.dst), (0o751, 1008, 1009))
         self.assertEqual((self.dst / "x").read_text(), "text")
 
+    def test_a_dst_that_exists_keeps_its_owner_and_mode_where_cp_fails(self):
+        self.write("golden/x/y", "text")
+        self.write("guest/tmp/x", "a file in place of a directory")
+        os.chown(self.dst, 1011, 1012)
+        self.dst.chmod(0o700)
+        self.assert_cp_failed(self.preload(), self.dst / "x")
+        self.assertEqual(mode_owner_group(self.dst), (0o700, 1011, 1012))
+
     def test_a_dry_run_says_what_it_would_do_and_does_nothing(self):
         fill(self.src)
         before = self.everything()
