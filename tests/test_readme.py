@@ -19,7 +19,6 @@ TRIED = [
     "A script of your own",
     "A hook that you have already",
     "When something fails",
-    "Many hosts",  # by the tests in tests/fleet
 ]
 
 
@@ -44,7 +43,7 @@ class Readme(TestCase):
         self.assertEqual(result.returncode, 0, f"{commands}{result.stdout}{result.stderr}")
         return result.stdout
 
-    def test_it_has_no_other_commands(self):
+    def test_all_sections_that_have_commands_are_tried(self):
         self.assertEqual([heading for heading in sections() if blocks(heading)], TRIED)
 
     def test_the_commands_work_one_after_the_other(self):
@@ -58,13 +57,30 @@ class Readme(TestCase):
             self.assertIn(text, printed)
         self.assertEqual(os.listdir("/srv/web"), ["rootfs"])
 
-        self.assertIn("mkdirs", self.run_section("The elements"))
+        self.assertEqual(self.run_section("The elements"), "")
         self.run_section("A script of your own")
         made = HOOKS / "lxc_prepare_begin_-.d/50-check-vpn"
         self.assertFalse(os.access(made, os.X_OK))
+        self.need_mount_works()
 
         printed = self.run_section("When something fails")
         self.assertRegex(printed, "10-mkdirs(.*\n)+.*would make /srv/web/log")
+
+    def need_mount_works(self):
+        """The example is installed, and keeps a guest from starting."""
+
+        def prepare(directory):
+            xml = domain(f"<need-mount><dir>{directory}</dir></need-mount>")
+            return run([HOOKS / "lxc", "web", "prepare", "begin", "-"], input=xml)
+
+        self.assert_one_line_error(prepare(self.directory), "need-mount", str(self.directory))
+        self.assert_succeeds(prepare("/srv"))
+
+    def test_it_shows_one_example_and_names_the_others(self):
+        (shown,) = blocks("A script of your own", "text")
+        self.assertEqual(shown, (CHECKOUT / "examples/05-need-mount").read_text())
+        for path in (CHECKOUT / "examples").glob("[0-9]*"):
+            self.assertIn(f"`{path.name}`", sections()["A script of your own"])
 
     def test_a_hook_of_before_goes_on_with_its_name_and_with_the_files_that_it_reads(self):
         self.addCleanup(shutil.rmtree, HOOKS)
