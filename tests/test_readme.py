@@ -2,87 +2,112 @@
 
 import os
 import re
+import shutil
 import unittest
+from pathlib import Path
 
 from harness import CHECKOUT, TestCase, domain, run
 from libvirt import HOOKS, start_libvirtd, virsh
 
 README = (CHECKOUT / "README.md").read_text()
-SUDO = 'set -eu\nsudo() { env "$@"; }\n'  # we are root; "sudo NAME=VALUE COMMAND" as sudo does it
+# We are root: "sudo NAME=VALUE COMMAND" as sudo does it. tests/run has installed the packages.
+SHELL = 'set -eu\nsudo() { [ "$1" = apt-get ] || env "$@"; }\n'
+TRIED = [
+    "Two commands",
+    "An example",
+    "The elements",
+    "A script of your own",
+    "A hook that you have already",
+    "When something fails",
+]
 
 
-def blocks(heading):
-    """The blocks of shell commands in the section of a heading."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+def sections():
+    """{heading: the text below it, up to the next heading}."""
+    parts = re.split(r"^##+ (.*)\n", README, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def blocks(heading, language="sh"):
+    """The blocks of a language in a section."""
+    fenced = rf"^```{language}\n(.*?)^```$"
+    return re.findall(fenced, sections()[heading], re.MULTILINE | re.DOTALL)
 
 
 class Readme(TestCase):
-    def shell(self, commands):
-        environment = {**os.environ, "OLDPWD": str(CHECKOUT)}
-        result = run(["sh", "-c", SUDO + commands], cwd=CHECKOUT, env=environment)
-        self.assertEqual(result.returncode, 0, f"{commands}\n{result.stdout}{result.stderr}")
-        return result
+    def run_section(self, heading):
+        """Run the commands of a section; return what they have printed."""
+        environment = {**os.environ, "OLDPWD": str(CHECKOUT), "EDITOR": "true"}
+        commands = SHELL + "".join(blocks(heading))
+        result = run(["sh", "-c", commands], cwd=CHECKOUT, env=environment)
+        self.assertEqual(result.returncode, 0, f"{commands}{result.stdout}{result.stderr}")
+        return result.stdout
 
-    def test_the_commands_of_each_section_work_one_after_the_other(self):
-        self.addCleanup(run, ["rm", "-rf", "/srv/web", "/srv/golden", "/srv/archive", HOOKS])
-        demo = blocks("Two commands")[0].splitlines()[0]
-        self.shell(demo)
+    def test_all_sections_that_have_commands_are_tried(self):
+        self.assertEqual([heading for heading in sections() if blocks(heading)], TRIED)
+
+    def test_the_commands_work_one_after_the_other(self):
+        for directory in ("/srv/web", "/srv/golden", "/srv/archive", HOOKS):
+            self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
         start_libvirtd(self.addCleanup)
-        for command in blocks("Installing"):
-            self.shell(command)
-        prepare, live = blocks("A guest that uses it")
-        self.shell(prepare)
-        result = self.shell(live)
-        self.assertIn("virt-hooks", result.stdout)  # findmnt
-        self.assertIn("It works.", result.stdout)
-        self.assertIn("greetings", result.stdout)
+        self.run_section("Two commands")
+        printed = self.run_section("An example")
+        self.addCleanup(virsh, "undefine", "web")
+        for text in ("virt-hooks", "It works.", "greetings"):  # of findmnt, cat and ls
+            self.assertIn(text, printed)
+        self.assertEqual(os.listdir("/srv/web"), ["rootfs"])
 
-        for command in blocks("Every driver"):
-            self.shell(command)
-        for script in ("10-routing-table", "20-network-policy"):
-            self.assertTrue((HOOKS / "network_stopped_end_-.d" / script).is_file())
+        self.assertEqual(self.run_section("The elements"), "")
+        self.run_section("A script of your own")
+        made = HOOKS / "lxc_prepare_begin_-.d/50-check-vpn"
+        self.assertFalse(os.access(made, os.X_OK))
+        self.need_mount_works()
 
-        for command in blocks("A script of your own"):
-            self.shell(command)
-        self.own_scripts_work()
+        printed = self.run_section("When something fails")
+        self.assertRegex(printed, "10-mkdirs(.*\n)+.*would make /srv/web/log")
 
-        command, alone = blocks("By hand")
-        played = self.shell(command).stdout
-        self.assertRegex(played, "10-mkdirs: .*/srv/web/log")
-        self.assertIn("05-need-mount", played)  # which is not run: it knows no dry run
-        self.assertTrue(self.shell(alone).stdout)
+    def need_mount_works(self):
+        """The example is installed, and keeps a guest from starting."""
 
-        (metadata,) = blocks("The metadata")
-        self.shell(metadata)
-        self.assertNotIn("post-rm-rf", virsh("dumpxml", "web").stdout)
-        (check,) = blocks("When nothing happens")
-        self.assertEqual(self.shell(check).stdout, "")
-        virsh("undefine", "web")
+        def prepare(directory):
+            xml = domain(f"<need-mount><dir>{directory}</dir></need-mount>")
+            return run([HOOKS / "lxc", "web", "prepare", "begin", "-"], input=xml)
 
-    def own_scripts_work(self):
-        ready = self.directory / "ready"
-        both = f"<need-mount><dir>%s</dir></need-mount><wait-for seconds='1'>{ready}</wait-for>"
-
-        def prepare(mount_point):
-            command = [HOOKS / "lxc", "web", "prepare", "begin", "-"]
-            return run(command, input=domain(both % mount_point))
-
-        result = prepare(self.directory)
-        self.assert_one_line_error(result, "need-mount", str(self.directory))
-        result = prepare("/srv")
-        self.assert_one_line_error(result, "wait-for", str(ready))
-        ready.touch()
+        self.assert_one_line_error(prepare(self.directory), "need-mount", str(self.directory))
         self.assert_succeeds(prepare("/srv"))
 
-    def test_what_it_says_of_the_metadata_the_scripts_accept(self):
-        section = README.split("\n## The metadata\n")[1]
-        metadata = re.search(r"^```xml\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)[1]
-        xml = f"<domain><name>web</name>{metadata}</domain>".replace('group="adm"', 'group="4"')
-        for name in ("10-mkdirs", "20-ramdisk", "10-archive", "30-post-rm-rf"):
-            with self.subTest(name):
-                result = self.run_script(name, xml, dry_run=True)
-                self.assert_succeeds(result)
+    def test_it_shows_one_example_and_names_the_others(self):
+        (shown,) = blocks("A script of your own", "text")
+        self.assertEqual(shown, (CHECKOUT / "examples/05-need-mount").read_text())
+        for path in (CHECKOUT / "examples").glob("[0-9]*"):
+            self.assertIn(f"`{path.name}`", sections()["A script of your own"])
+
+    def test_a_hook_of_before_goes_on_with_its_name_and_with_the_files_that_it_reads(self):
+        self.addCleanup(shutil.rmtree, HOOKS)
+        HOOKS.mkdir()
+        hook, settings = HOOKS / "qemu", HOOKS / "hooks.json"
+        hook.write_text('#!/bin/sh\n[ "${0##*/}" != qemu ] || echo "$*" >>"${0%/*}/hooks.json"\n')
+        hook.chmod(0o755)
+        settings.touch()
+        self.run_section("A hook that you have already")
+        for phase in ("prepare begin -", "start begin -", "started begin -", "stopped end -",
+                      "release end shutdown"):  # fmt: skip
+            command = [hook, "vm", *phase.split()]
+            self.assert_succeeds(run(command, input=domain("", "vm")))
+        lines = (HOOKS / "old/hooks.json").read_text().splitlines()
+        self.assertEqual([line.split()[1] for line in lines],
+                         ["prepare", "start", "started", "stopped", "release"])  # fmt: skip
+
+    def test_what_it_shows_of_the_metadata_the_scripts_accept(self):
+        (metadata,) = blocks("The elements", "xml")
+        uuid = "<uuid>00000000-0000-4000-8000-000000000000</uuid>"
+        xml = f"<domain type='lxc'><name>web</name>{uuid}{metadata}</domain>"
+        Path("/srv/golden/web").mkdir(parents=True)
+        self.addCleanup(shutil.rmtree, "/srv/golden")
+        for name in ("10-mkdirs", "20-ramdisk", "30-preload", "20-network-policy", "10-archive",
+                     "30-post-rm-rf"):  # fmt: skip
+            with self.subTest(script=name):
+                self.assert_succeeds(self.run_script(name, xml, dry_run=True))
 
 
 if __name__ == "__main__":
