@@ -532,6 +532,7 @@ class Filters(DispatcherTestCase):
             (["sed s/a/b/", "sed s/b/c/", ":"], "<c/>\n"),
             (["sed s/a/b/", "echo '<new/>'"], "<new/>\n"),
             (["head -c 3; echo '>'", "cat"], "<a/>\n"),
+            (["echo '<b>' >/dev/stdout; echo '</b>' >/dev/stdout"], "<b>\n</b>\n"),
             ([":", "cat >/dev/null", ":"], ""),
             ([], ""),
         )
