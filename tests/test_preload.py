@@ -56,6 +56,8 @@ class Preload(ScriptCase):
                 path.chmod(0o700)
                 if path.is_file():
                     path.write_text("changed by the guest")
+        # the cp of coreutils 9.7 leaves a file what it inherits from a default ACL
+        run(["setfacl", "-R", "-k", self.dst], check=True)
         self.assert_says(self.preload(), self.dst)
         after = details(self.dst)
         del before["."], after["."]
@@ -76,7 +78,6 @@ class Preload(ScriptCase):
         self.write("guest/tmp/inner/own", "the guest's")
         os.chown(self.dst, 1011, 1012)
         self.dst.chmod(0o2777)
-        run(["setfacl", "-m", "d:u:1010:rwx", self.dst], check=True)
         self.assert_says(self.preload(), self.dst)
         self.assertEqual(own.read_text(), "the guest's")
         copied = details(self.dst)

@@ -20,7 +20,7 @@ ELEMENTS = """<hooks xmlns="urn:virt-hooks:1">
     <mkdirs><dir>/srv/web/www</dir><dir>/srv/web/log</dir></mkdirs>
     <ramdisk><dir size="1M">/srv/web/www</dir></ramdisk>
     <preload><dircopy><src>/srv/golden</src><dst>/srv/web/www</dst></dircopy></preload>
-    <archive><dircopy><src>/srv/web/log</src><dst>/srv/archive/log</dst></dircopy></archive>
+    <archive><dircopy><src>/srv/web/www</src><dst>/srv/archive/log</dst></dircopy></archive>
     <post-rm-rf><dir>/srv/web/www</dir><dir>/srv/web/log</dir></post-rm-rf>
 </hooks>"""
 
