@@ -530,7 +530,8 @@ class BrokenScripts(CheckTestCase):
 
     def test_one_with_lines_as_on_windows(self):
         for first in ("#!/bin/sh", "#!/bin/sh -e", "#!/usr/bin/python3 -IS", "#!/usr/bin/env bash"):
-            path = self.script(f"{PREPARE}/15-mine", f"{first}\r\nexit\r\n")
+            text = "print(1)" if "python" in first else "exit"
+            path = self.script(f"{PREPARE}/15-mine", f"{first}\r\n{text}\r\n")
             self.assert_mended(self.assert_finds(path, "sed "))
             self.assertNotIn("\r", path.read_text())
 
@@ -552,7 +553,16 @@ class BrokenScripts(CheckTestCase):
     def test_one_of_ours_that_is_half_written(self):
         path = self.hooks / PREPARE / "10-mkdirs"
         text = path.read_text()
-        for end in (0, 200, 700, len(text) // 2, text.index("\ndef ", len(text) // 2)):
+        for end in (
+            *(
+                0,
+                200,
+                text.index('"""\n\n') + 4,
+                text.index("import grp"),
+                text.index("import sys"),
+            ),
+            *(text.index("ATTRIBUTES"), 1500, len(text) // 2, text.index("\ndef ", len(text) // 2)),
+        ):
             with self.subTest(end=end):
                 path.write_text(text[:end])
                 self.assertTrue(any(str(path) in problem for problem, _remedy in self.findings()))
