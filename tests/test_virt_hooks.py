@@ -166,6 +166,7 @@ class Sound(CheckTestCase):
             "#!/bin/cat\n",
             "#!/bin/sh\n# element: another\n",
             "#!/bin/sh\n# never call virsh here\necho virsh is not called\nvirsh_uri=x\n",
+            '#!/bin/sh\nlogger -t hook "virsh start $1 would hang"\n',
             '#!/usr/bin/python3\n"""As in\n\nvirsh dumpxml web | this\n"""\nprint("no virsh")\n',
         )):  # fmt: skip
             self.script(f"{PREPARE}/{50 + number}-kind", text)
