@@ -551,6 +551,15 @@ class BrokenScripts(CheckTestCase):
                 path = self.script(f"{PREPARE}/15-mine", text)
                 self.assert_finds(path, "")
 
+    def test_one_that_is_linked_to_is_found_once_and_stays_linked(self):
+        path, link = self.hooks / PREPARE / "20-ramdisk", self.hooks / RELEASE / "20-ramdisk"
+        text = path.read_text()
+        path.write_text(text.replace("\n", "\r\n"))
+        self.assert_mended(self.assert_finds(path, f"{path}"))
+        self.assertTrue(link.is_symlink())
+        path.chmod(0o777)
+        self.assert_mended(self.assert_finds(path, f"{path}"))
+
     def test_one_of_ours_that_is_half_written(self):
         path = self.hooks / PREPARE / "10-mkdirs"
         text = path.read_text()
