@@ -157,6 +157,8 @@ class Sound(CheckTestCase):
             "#!/bin/sh\nlocal=1; [ -n \"$local\" ]\n",
             "#! /bin/sh -eu\n",
             "#!/bin/sh -\n",
+            "#!/bin/bash --norc\n",
+            "#!/usr/bin/python3 -IS\nprint(1)\n",
             "#!/bin/bash\na=(1 2)\n[[ ${a[0]} == 1 ]]\n",
             "#!/usr/bin/env bash\n",
             "#!/usr/bin/env -S python3 -u\nprint('\\d')\n",
@@ -546,6 +548,8 @@ class BrokenScripts(CheckTestCase):
             "#!/usr/bin/python3\nif True\n    pass\n",
             "#!/usr/bin/env python3\n\tx = 1\n",
             "#!/usr/bin/python3 -IS\nprint 'a'\n",
+            "#!/usr/bin/python3 -I -S\nprint(1)\n",
+            "#!/bin/sh -Z\ntrue\n",
         ):
             with self.subTest(text=text):
                 path = self.script(f"{PREPARE}/15-mine", text)
@@ -580,7 +584,7 @@ class BrokenScripts(CheckTestCase):
     def test_one_that_fails_by_a_bug(self):
         text = "#!/usr/bin/python3 -IS\n# element: xyz\nprint('VIRT_HOOKS_DRY_RUN', undefined)\n"
         self.script(f"{PREPARE}/50-x", text)
-        self.assert_finds("NameError", "50-x", self.guest("<xyz/>"))
+        self.assert_finds("50-x: NameError", "mend", self.guest("<xyz/>"))
         self.assert_sound()
 
     def test_one_that_is_on_a_file_system_mounted_noexec(self):
