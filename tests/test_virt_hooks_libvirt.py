@@ -86,7 +86,7 @@ class Checking(VirtHooksTestCase):
 
     def test_what_it_refuses_libvirt_refuses_in_the_same_words(self):
         for elements in (
-            "<mkdirs><dir>srv</dir></mkdirs>",
+            "<mkdirs><dir>/srv/../srv</dir></mkdirs>",
             f"<ramdisk><dir size='64,M'>{self.directory}</dir></ramdisk>",
             "<network-policy><nft>chain a { frobnicate }</nft></network-policy>",
         ):
@@ -105,7 +105,7 @@ class Checking(VirtHooksTestCase):
         block = f"<mkdirs><dir>{self.directory}/data</dir></mkdirs>"
         guest = self.guest(metadata=block)  # what libvirt has is without it
         file = self.root.with_name("root.xml")
-        self.assertIn("libvirt drops it", self.virt_hooks("check", file).stdout)
+        self.assertIn("libvirt discards it", self.virt_hooks("check", file).stdout)
         self.assertNotIn("mkdirs", guest.virsh("dumpxml").stdout)
         self.guest(metadata=f'<hooks xmlns="{NAMESPACE}">{block}</hooks>')
         self.assert_sound(file)
@@ -128,7 +128,7 @@ class Checking(VirtHooksTestCase):
         guest.live()
         self.assertFalse((self.directory / "data").exists())
         remedy = self.assert_finds(f"runs since before {hook} was there", "web")
-        self.assertIn("run install.sh again", remedy)
+        self.assertRegex(remedy, r"kill -HUP \d+")
         install()
         self.assert_sound()
 
@@ -139,12 +139,10 @@ class Checking(VirtHooksTestCase):
         wait_until(called)
         install()  # another run tells it again, and forgets nothing
         self.assert_sound()
-        os.utime(hook)
-        self.assert_sound()
 
     def test_the_remedy_for_a_guest_mends_it(self):
         self.guest("<mkdir><dir>/srv</dir></mkdir>", name="it's")
-        remedy = self.assert_finds("<mkdir>: no installed script reads it; <mkdirs>?")
+        remedy = self.assert_finds("<mkdir>: no installed script reads it")
         command = shlex.split(remedy)
         self.assertEqual(command[0], "virt-hooks")
         environment = {**os.environ, "EDITOR": "sed -i s/mkdir/mkdirs/"}
@@ -157,11 +155,11 @@ class Checking(VirtHooksTestCase):
         result = self.virt_hooks("check")
         self.assertEqual((result.returncode, result.stderr), (1, ""))
         for name in ODD_NAMES:
-            self.assertIn(f"\nlxc {name}: 10-mkdirs: {name}: mkdirs/dir", f"\n{result.stdout}")
-        self.assertEqual(result.stdout.count("mkdirs/dir"), len(ODD_NAMES))
+            self.assertIn(f"\nlxc {name}: 10-mkdirs: {name}: ", f"\n{result.stdout}")
+        self.assertEqual(result.stdout.count("10-mkdirs"), len(ODD_NAMES))
         for name in ODD_NAMES[:3]:
             one = self.virt_hooks("check", "--", name)
-            self.assertEqual(one.stdout.count("mkdirs/dir"), 1)
+            self.assertEqual(one.stdout.count("10-mkdirs"), 1)
 
     def test_a_hundred_guests(self):
         text = self.guest(f"<mkdirs><dir>{self.directory}/data</dir></mkdirs>").virsh("dumpxml")
@@ -173,7 +171,7 @@ class Checking(VirtHooksTestCase):
         defining = [f"define {self.directory}/{number}.xml" for number in range(100)]
         self.addCleanup(virsh, "; ".join(f"undefine web{number}" for number in range(100)))
         self.assertEqual(virsh("; ".join(defining)).returncode, 0)
-        self.assert_finds("lxc web57: 10-mkdirs: web57: mkdirs/dir 'data'")
+        self.assert_finds("lxc web57: 10-mkdirs: web57: ")
 
     def test_networks_are_looked_at_where_they_have_a_hook(self):
         install("--no-reload", "--driver", "network")
@@ -190,8 +188,7 @@ class Checking(VirtHooksTestCase):
             result = run([*connect, "net-define", file])
             self.assertEqual(result.returncode, 0, result.stderr)
             result = self.virt_hooks("check", "--json", "net one")
-            problem = "10-mkdirs: net one: mkdirs/dir 'srv' is not an absolute path"
-            self.assertEqual(problem not in result.stdout, sound, result.stdout)
+            self.assertEqual("10-mkdirs: net one: " not in result.stdout, sound, result.stdout)
             run([*connect, "net-undefine", "net one"], check=True)
 
     def test_without_libvirtd_it_could_not_look(self):
@@ -256,7 +253,7 @@ class Agreeing(VirtHooksTestCase):
         self.guest(f"<mkdirs><dir>{self.directory}/data</dir></mkdirs>")
         result = self.virt_hooks("replay", "--dry-run", "--lifecycle", "web")
         self.assert_succeeds(result)
-        self.assertIn(f"would create {self.directory}/data", result.stdout)
+        self.assertIn(f"{self.directory}/data", result.stdout)
         self.assertFalse((self.directory / "data").exists())
 
 
@@ -301,9 +298,9 @@ class Metadata(VirtHooksTestCase):
             ("<hooks><mkdirs><dir>srv</dir></mkdirs></hooks>", 1, "mkdirs/dir 'srv'"),
             ("<hooks><mkdir/></hooks>", 1, "<mkdirs>?"),
             ("<hooks><mkdirs></hooks>", 2, "mismatched tag"),
-            ("<hook/>", 2, "it is <hook>"),
-            ("<hooks xmlns='urn:virt-hooks:2'/>", 2, "urn:virt-hooks:2"),
-            ("", 2, "no element found"),
+            ("<hook/>", 2, "<hooks>"),
+            ("<hooks xmlns='urn:virt-hooks:2'/>", 2, "urn:virt-hooks:1"),
+            ("", 2, "<hooks>"),
         ):
             with self.subTest(text=text):
                 file = self.write("block.xml", text)
@@ -314,7 +311,7 @@ class Metadata(VirtHooksTestCase):
                 environment = {**os.environ, "EDITOR": f"cp {file}"}
                 result = self.metadata("--edit", "web", env=environment)
                 self.assertEqual(result.returncode, status)
-                kept = re.search(r"your text is in (\S+)", result.stderr).group(1)
+                kept = re.search(r"your text is in (\S+):", result.stderr).group(1)
                 self.assertEqual(open(kept).read(), text)
                 os.unlink(kept)
                 self.assertEqual(self.metadata("web").stdout, before)
@@ -322,42 +319,43 @@ class Metadata(VirtHooksTestCase):
     def test_an_editor_that_changes_nothing_or_fails(self):
         guest = self.guest("<mkdirs/>")
         before = guest.virsh("dumpxml").stdout
-        result = self.metadata("--edit", "web", env={**os.environ, "EDITOR": "true"})
-        self.assertEqual((result.returncode, result.stdout), (0, "web: nothing was changed\n"))
+        self.assert_succeeds(self.metadata("--edit", "web", env={**os.environ, "EDITOR": "true"}))
         for editor in ("false", "/opt/none"):
             result = self.metadata("--edit", "web", env={**os.environ, "EDITOR": editor})
             self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
             self.assertIn(f"the editor, {editor}", result.stderr)
-            os.unlink(re.search(r"see (\S+)", result.stderr).group(1))
+            os.unlink(re.search(r"your text is in (\S+)", result.stderr).group(1))
         self.assertEqual(guest.virsh("dumpxml").stdout, before)
 
-    def test_a_guest_that_runs_gets_it_now_and_for_later(self):
+    def test_a_guest_that_runs_keeps_what_it_has_until_the_next_start(self):
         def block(name):
             return f"<hooks><post-rm-rf><dir>{self.directory}/{name}</dir></post-rm-rf></hooks>"
 
-        guest = self.guest()
-        guest.start()
-        self.assert_succeeds(self.metadata("--set", "-", "web", input=block("both")))
-        for options in ([], ["--inactive"]):
-            self.assertIn("/both<", guest.virsh("dumpxml", *options).stdout)
-        self.assert_succeeds(self.metadata("--set", "-", "--config", "web", input=block("later")))
-        self.assert_succeeds(self.metadata("--set", "-", "--live", "web", input=block("now")))
-        self.assertIn("/now<", self.metadata("--live", "web").stdout)
-        self.assertIn("/later<", self.metadata("--config", "web").stdout)
+        guest = self.guest(block("now")[7:-8])
         for name in ("now", "later"):
             (self.directory / name).mkdir()
+        guest.start()
+        result = self.metadata("--set", "-", "web", input=block("later"))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("is running", result.stdout)
+        self.assertIn("/now<", guest.virsh("dumpxml").stdout)
+        self.assertIn("/later<", self.metadata("web").stdout)
         guest.end()
         self.assertFalse((self.directory / "now").exists())
         self.assertTrue((self.directory / "later").exists())
+        result = self.metadata("--set", "-", "web", input=block("later"))
+        self.assertNotIn("is running", result.stdout)
+        guest.live()
+        self.assertFalse((self.directory / "later").exists())
 
 
 class Completing(VirtHooksTestCase):
     def test_guests_are_completed_whatever_their_names(self):
         for name in ("web", "vm one", "it's"):
             self.guest(name=name)
-        program = '. "$1"; COMP_WORDS=(virt-hooks check "") COMP_CWORD=2; _virt_hooks; '
+        program = '. "$1"; COMP_WORDS=("$2" check "") COMP_CWORD=2; _virt_hooks; '
         program += "printf '%s\\n' \"${COMPREPLY[@]}\""
         place = "/usr/local/share/bash-completion/completions/virt-hooks"
-        result = run(["bash", "-c", program, "bash", place])
+        result = run(["bash", "-c", program, "bash", place, COMMAND])
         self.assertEqual(result.stderr, "")
         self.assertEqual(set(shlex.split(result.stdout)), {"web", "vm one", "it's"})
