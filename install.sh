@@ -10,8 +10,8 @@ umask 022
 export LC_ALL=C # one order of sorting, one language of messages
 
 PYTHON=/usr/bin/python3 # as the dispatcher's first line has it
-MODULES='argparse copy ctypes difflib errno fcntl functools grp ipaddress json os pwd re select shlex
-shutil signal stat subprocess syslog tempfile time types uuid xml.etree xml.parsers.expat'
+MODULES='argparse ast collections concurrent.futures ctypes difflib fcntl functools grp json os pathlib
+pwd re select shlex shutil subprocess syslog tempfile time warnings xml.etree xml.parsers.expat'
 RECORD=.virt-hooks.sha256
 TEMPORARY=.virt-hooks.tmp # a file that is being written; it never runs, by its name
 TOLD=/run/virt-hooks.told # its time: when all daemons were told; "virt-hooks check" reads it
