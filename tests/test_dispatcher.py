@@ -776,6 +776,16 @@ class Background(DispatcherTestCase):
                 self.record.unlink()
                 (self.hooks / "go").unlink()
 
+    def test_what_a_helper_prints_just_after_the_script_reaches_the_caller(self):
+        # as tee(1) does, in a hook that begins with "exec > >(tee -a LOG) 2>&1"
+        self.add(f"{DIRECTORY}/10-a", "(sleep 0.01; echo late >&2) & exit 3")
+        for _ in range(20):  # on a busy machine it may come too late
+            result = self.dispatch()
+            self.assertEqual(result.returncode, 3)
+            if "late" in result.stderr:
+                break
+        self.assertTrue(result.stderr.startswith("late\n"), result.stderr)
+
     def test_a_long_line_is_passed_on_as_it_comes(self):
         self.add(f"{DIRECTORY}/10-a", "head -c 100000000 /dev/zero | tr '\\0' x")
         result = self.dispatch()  # within 60 s; a time that grows with the square takes far longer
