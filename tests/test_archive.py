@@ -228,6 +228,20 @@ class Archive(ArchiveCase):
             with self.subTest(dst):
                 self.assert_refused(good + archive((self.src, dst)), dst, cwd=self.directory)
 
+    def test_a_dst_in_what_is_removed_afterwards_is_refused(self):
+        for removed in (self.store, self.dst):
+            elements = archive((self.src, self.directory / "other"), (self.src, self.dst))
+            self.assert_refused(elements + post_rm_rf(self.src, removed), self.dst)
+
+    def test_where_no_copy_of_the_mount_can_be_had_nothing_is_copied(self):
+        point = self.directory / "point"
+        point.mkdir()
+        self.mount("-t", "tmpfs", "tests", point)
+        run(["mount", "--make-unbindable", point], check=True)
+        self.src = self.write("point/log/x", "text").parent
+        self.assert_error(self.archive(), self.src)
+        self.assert_stores()
+
     def test_a_dry_run_says_what_it_would_do_and_does_nothing(self):
         before = self.everything()
         self.dst = self.store / "of-D"

@@ -108,7 +108,7 @@ class PostRmRf(ScriptCase):
             "file": ("--bind", outside / "keep"),
         }.items():
             tree = self.directory / kind
-            point = tree / "in/a b\n\\040"
+            point = tree / "in/a b\r\n\\040"
             if kind == "file":
                 self.write(point, "text")
             else:
