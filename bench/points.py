@@ -94,10 +94,11 @@ class Bench:
         fill(src, directories, 100)
         pair = f"<dircopy><src>{src}</src><dst>{dst}</dst></dircopy>"
         elements = "".join(f"<{name}>{pair}</{name}>" for name in ("preload", "archive"))
-        elements += f"<post-rm-rf><dir>{dst}</dir></post-rm-rf>"
-        xml = write_guest("files", f'<hooks xmlns="urn:virt-hooks:1">{elements}</hooks>')
+        copied = write_guest("copied", f'<hooks xmlns="urn:virt-hooks:1">{elements}</hooks>')
+        elements = f"<post-rm-rf><dir>{dst}</dir></post-rm-rf>"
+        removed = write_guest("removed", f'<hooks xmlns="urn:virt-hooks:1">{elements}</hooks>')
 
-        def call(name, phase):
+        def call(name, phase, xml=copied):
             return seconds(script(name), "web", *phase, xml=xml)
 
         def remove():
@@ -106,7 +107,7 @@ class Bench:
         # each pair copies, then removes what it has copied
         preload, archive, copy = self.in_turn(
             7,
-            lambda: (call("30-preload", PREPARE), call("30-post-rm-rf", RELEASE)),
+            lambda: (call("30-preload", PREPARE), call("30-post-rm-rf", RELEASE, removed)),
             lambda: (call("10-archive", RELEASE), remove()),
             lambda: (seconds("cp", "-a", "--", src, dst), remove()),
         )
