@@ -360,7 +360,7 @@ class BrokenHook(CheckTestCase):
         for enforce, label, right in (
             ("1", "system_u:object_r:virt_etc_rw_t:s0", False),
             ("1", "system_u:object_r:virt_hook_t:s0", True),
-            ("1", "system_u:object_r:bin_t:s0", True),
+            ("1", "system_u:object_r:bin_t:s0", False),
             ("0", "system_u:object_r:virt_etc_rw_t:s0", True),
         ):
             Path("/sys/fs/selinux/enforce").write_text(enforce)
