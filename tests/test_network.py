@@ -75,7 +75,7 @@ class Network(HooksCase):
     def setUp(self):
         super().setUp()
         start_libvirtd_with_hooks(self.addCleanup, "--driver", "network")
-        # the directories that README's "Every driver" makes
+        # a network gets the dispatcher alone: the directories are the administrator's
         for phase in ("started_begin", "stopped_end"):
             directory = HOOKS / f"network_{phase}_-.d"
             directory.mkdir()
