@@ -44,23 +44,31 @@ class Machine:
     def start(self):
         """Start it; return when the agent answers and libvirtd has started what it starts."""
         self.launch()
-        if self.accelerator is KVM:  # one that does not work hangs the machine, or QEMU ends
-            try:
-                wait_until(lambda: b"systemd" in self.console.read_bytes(), KVM_BOOTS)
-            except (OSError, TimeoutError):
-                self.cut_power()
-                self.accelerator = EMULATION
-                self.launch()
+        if self.accelerator is KVM and not self.boots():
+            self.cut_power()
+            self.accelerator = EMULATION
+            self.launch()
         self.wait_for_boot()
+
+    def boots(self):
+        """Whether it boots within KVM_BOOTS: a KVM that does not work hangs it, or ends QEMU."""
+        until = time.monotonic() + KVM_BOOTS
+        while self.process.poll() is None and time.monotonic() < until:
+            if self.console.exists() and b"systemd" in self.console.read_bytes():
+                return True
+            time.sleep(0.1)
+        return False
 
     def launch(self):
         agent = f"socket,id=agent,path={self.directory}/agent,server=on,wait=off"
         disks = [f"file={self.directory}/{name},format=raw,if=virtio" for name in ("disk", "data")]
-        self.process = subprocess.Popen(
-            ["nice", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-smp", "2"]
-            + ["-m", "1G", *self.accelerator, *KERNEL, "-chardev", agent, *AGENT]
-            + ["-serial", f"file:{self.console}", "-drive", disks[0], "-drive", disks[1]]
-        )
+        with open(self.directory / "log", "wb") as log:
+            self.process = subprocess.Popen(
+                ["nice", "qemu-system-x86_64", "-nodefaults", "-display", "none", "-smp", "2"]
+                + ["-m", "1G", *self.accelerator, *KERNEL, "-chardev", agent, *AGENT]
+                + ["-serial", f"file:{self.console}", "-drive", disks[0], "-drive", disks[1]],
+                stderr=log,
+            )
 
     def wait_for_boot(self, before=None):
         """Wait until it is up, after the boot of an id, if any."""
@@ -70,7 +78,7 @@ class Machine:
     def boot_id(self):
         """An id of the boot; None while nobody answers."""
         if self.process.poll() is not None:
-            raise RuntimeError(f"QEMU has ended with {self.process.returncode}")
+            raise RuntimeError(f"QEMU has ended: {(self.directory / 'log').read_text()}")
         try:
             self.connect()
             return self.done("cat /proc/sys/kernel/random/boot_id", 10)

@@ -14,7 +14,7 @@ PREPARE = f"{HOOKS}/lxc_prepare_begin_-.d"
 ROOT = "/srv/root"  # of all containers
 PACKAGE = "dpkg --install /root/virt-hooks.deb"
 INSTALLER = "/root/checkout/install.sh"
-FILES = 20000  # so many that a copy, and a removal, can be interrupted
+FILES = 10000  # so many that a copy, and a removal, can be interrupted
 SLEEP = "trap exit TERM; while true; do sleep 1; done"
 IGNORE = "trap '' TERM; while true; do sleep 1; done"
 ALL_ELEMENTS = """
@@ -126,11 +126,11 @@ class Noticed(TestCase):
         self.assertEqual(machine.done("pidof libvirtd"), pid)
 
     def test_a_libvirtd_that_runs_notices_the_package(self):
-        machine.done("systemctl restart libvirtd")
+        machine.done("systemctl start libvirtd")
         self.assert_notices(PACKAGE)
 
     def test_a_libvirtd_that_runs_notices_install_sh(self):
-        machine.done("systemctl restart libvirtd")
+        machine.done("systemctl start libvirtd")
         self.addCleanup(machine.done, f"{INSTALLER} --uninstall")
         self.assert_notices(INSTALLER)
 
@@ -232,9 +232,6 @@ class Confined(TestCase):
         away, back = f"mv {HOOKS}/lxc /root", f"mv /root/lxc {HOOKS}"
         machine.done(f"{away} && systemctl restart libvirtd; {back}")
         self.assert_found("libvirtd", f"{HOOKS}/lxc")
-        self.done("start web")
-        self.assertFalse(exists("/srv/web/log"))
-        self.done("destroy web")
         machine.done("systemctl reload libvirtd")
         self.assert_nothing_is_found()
         self.done("start web")
