@@ -96,6 +96,7 @@ class Machine:
         self.send("guest-sync", id=number)
         while self.answer() != number:
             pass
+        self.connection.settimeout(120)
 
     def send(self, command, **arguments):
         request = {"execute": command, "arguments": arguments}
