@@ -94,7 +94,7 @@ class Machine:
         self.connection.connect(f"{self.directory}/agent")
         number = time.monotonic_ns()
         self.send("guest-sync", id=number)
-        while self.answer() != number:
+        while self.receive().get("return") != number:
             pass
         self.connection.settimeout(120)
 
@@ -102,24 +102,31 @@ class Machine:
         request = {"execute": command, "arguments": arguments}
         self.connection.sendall(json.dumps(request).encode() + b"\n")
 
-    def answer(self):
+    def receive(self):
         line = b""
         while not line.endswith(b"\n"):
             data = self.connection.recv(1 << 16)
             if not data:
                 raise ConnectionError("QEMU has closed the agent's socket")
             line += data
-        return json.loads(line).get("return")
+        return json.loads(line)
+
+    def ask(self, command, **arguments):
+        """The agent's answer; OSError where it has none, since it has just been started anew."""
+        self.send(command, **arguments)
+        answer = self.receive()
+        if "return" not in answer:
+            raise ConnectionError(f"{command}: {answer}")
+        return answer["return"]
 
     def run(self, command, seconds=120, given=b""):
         """Run a shell command in the machine, with something on stdin, if it is to read that."""
         arguments = {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True}
-        self.send("guest-exec", **arguments, **{"input-data": base64.b64encode(given).decode()})
-        pid = self.answer()["pid"]
+        arguments["input-data"] = base64.b64encode(given).decode()
+        pid = self.ask("guest-exec", **arguments)["pid"]
         until = time.monotonic() + seconds
         while True:
-            self.send("guest-exec-status", pid=pid)
-            status = self.answer()
+            status = self.ask("guest-exec-status", pid=pid)
             if status["exited"]:
                 break
             if time.monotonic() > until:

@@ -163,7 +163,7 @@ class Confined(TestCase):
         self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
 
     def assert_found(self, *parts):
-        result = machine.run("virt-hooks check")
+        result = machine.run("virt-hooks check --driver lxc")
         self.assertEqual(result.returncode, 1, result.stdout + result.stderr)
         for part in parts:
             self.assertIn(part, result.stdout)
