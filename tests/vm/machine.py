@@ -150,7 +150,7 @@ class Machine:
 
     def reboot(self):
         before = self.boot_id()
-        self.done("systemctl reboot")
+        self.done("(sleep 1; systemctl reboot) >/dev/null 2>&1 &")  # the agent can still answer
         self.wait_for_boot(before)
 
     def cut_power(self):
