@@ -3,7 +3,8 @@
 Some modules run at a time, the largest first, each through tests/module.py, in mount and network
 namespaces of its own and in a session of its own, where no program finds the terminal. Those that
 start a libvirtd run one after the other: two libvirtds would get into each other's way, since
-guests of one name share cgroups. So do those of the fleet, whose hosts have their own namespaces.
+guests of one name share cgroups. So do those of the fleet, whose hosts have their own namespaces,
+and those of the virtual machine.
 """
 
 import json
@@ -107,14 +108,15 @@ class Run:
 
 def main():
     files, patterns = "test_*.py", sys.argv[1:]
-    if patterns[:1] in (["--long"], ["--fleet"]):
-        files = {"--long": "long_*.py", "--fleet": "fleet/test_*.py"}[patterns.pop(0)]
-    fleet = files.startswith("fleet")
+    if patterns[:1] in (["--long"], ["--fleet"], ["--vm"]):
+        option = patterns.pop(0)
+        files = "long_*.py" if option == "--long" else f"{option[2:]}/test_*.py"
+    own_hosts = "/" in files
     total, one_by_one, at_once = 0, [], []
     for path in sorted(HERE.glob(files), key=os.path.getsize, reverse=True):
         tests = chosen(path, patterns)
         names = vars(sys.modules.get(path.stem, unittest))  # it may have failed to be imported
-        alone = fleet or any(name.startswith("start_libvirtd") for name in names)
+        alone = own_hosts or any(name.startswith("start_libvirtd") for name in names)
         if tests:
             total += len(tests)
             (one_by_one if alone else at_once).append(path)
@@ -124,7 +126,7 @@ def main():
     run = Run(patterns, total)
     run.say(f"tests: {total}")
     with ThreadPoolExecutor(LANES) as pool:
-        lanes = [pool.submit(run.run_modules, [] if fleet else NAMESPACE, one_by_one)]
+        lanes = [pool.submit(run.run_modules, [] if own_hosts else NAMESPACE, one_by_one)]
         nice = ["nice", *NAMESPACE]  # a libvirtd that has to wait loses guests
         lanes += [pool.submit(run.run_modules, nice, [path]) for path in at_once]
         while not all(lane.done() for lane in lanes):
