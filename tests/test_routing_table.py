@@ -389,7 +389,7 @@ class Refusals(RoutingTable):
     def test_tables_of_the_system(self):
         for number in ("0", "253", "254", "255"):
             self.refuse(table(route(), rule(), id=number), number)
-        for name in ("main", "local", "default", "unspec"):
+        for name in ("main", "local", "default", "unspec", "all", "cache"):
             self.refuse(table(route(), rule(), name=name), name)
         shutil.rmtree(NAMES.parent)  # as on Debian 13
         for name in ("main", "local", "default"):
