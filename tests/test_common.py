@@ -10,17 +10,17 @@ from scripts import ScriptCase, guest_xml
 
 FIRST_LINE = "#!/usr/bin/python3 -IS"
 HEADING = "# --- The same in every script, from here to the end ---"
-COMMON_LINES = 100
+COMMON_LINES = 170
 LINES = {
-    "10-mkdirs": 180,
-    "20-ramdisk": 240,
-    "30-preload": 210,
-    "10-routing-table": 270,
-    "20-network-policy": 210,
-    "10-archive": 280,
-    "30-post-rm-rf": 210,
+    "10-mkdirs": 230,
+    "20-ramdisk": 300,
+    "30-preload": 260,
+    "10-routing-table": 325,
+    "20-network-policy": 235,
+    "10-archive": 340,
+    "30-post-rm-rf": 250,
 }
-DISPATCHER_LINES = 240
+DISPATCHER_LINES = 290
 
 
 def lines(name):
