@@ -1594,6 +1594,15 @@ class Editing(VirtHooksTestCase):
         self.assertEqual((result.returncode, result.stdout, self.kept()), (2, "", []))
         self.assertRegex(result.stderr, r"\Avirt-hooks: [^\n]*vi\b[^\n]*EDITOR[^\n]*\n\Z")
 
+    def test_somebody_else_than_root_is_refused_before_the_editor_starts(self):
+        arguments = ("--edit", *self.ARGUMENTS)
+        environment = self.environment(self.editor(self.GOOD))
+        os.chmod(self.directory, 0o777)
+        result = self.virt_hooks("metadata", *arguments, env=environment, user="nobody")
+        self.assertEqual((result.returncode, result.stdout, self.kept()), (2, "", []))
+        self.assertRegex(result.stderr, r"\Avirt-hooks: [^\n]*root[^\n]*\n\Z")
+        self.assertTrue(list((self.directory / "texts").iterdir()))
+
     def test_an_editor_that_fails_keeps_what_it_has_saved(self):
         editor = self.write("editor", '#!/bin/sh\necho half >"$1"\nexit 3\n', 0o755)
         result = self.edit(editor)
