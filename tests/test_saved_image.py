@@ -21,7 +21,9 @@ class SavedImage(TestCase):
         self.addCleanup(SAVE.parent.parent.chmod, 0o755)
 
     def call(self, phase, guest="web", user=0, **environment):
-        as_user = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+        as_user = (
+            ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+        )
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", **environment}
         return run([*as_user, SCRIPT, guest, *phase], input="<domain/>", env=environment)
 
