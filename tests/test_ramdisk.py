@@ -205,7 +205,7 @@ class Ramdisk(ScriptCase):
             for attributes in (
                 *({"size": size} for size in (
                     "", "0", "-1M", "1.5G", "64MB", "64 M", "64,M", "10%", "M", "64m", "1e3",
-                    "1M,uid=5",
+                    "1M,uid=5", "1" * 5000, "9223372036854775808", "8388608T",
                 )),
                 {"size": "1M", "mode": "8"},
                 {"size": "1M", "owner": "no-such-user"},
