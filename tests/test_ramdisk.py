@@ -174,7 +174,7 @@ class Ramdisk(ScriptCase):
         self.addCleanup(guest.communicate)
         guest.stdout.readline()
         swap = f"mv {path} {path}.away && ln -s {idle} {path}"
-        command = ["nsenter", f"--mount=/proc/{guest.pid}/ns/mnt", "sh", "-c", swap]
+        command = ["nsenter", f"--target={guest.pid}", "--mount", "--root", "sh", "-c", swap]
         umount = shutil.which("umount")  # the last moment: when umount(8) starts
         text = f"import os, subprocess, sys\nsubprocess.run({command!r}, check=True)\n"
         text += f"os.execv('{umount}', sys.argv)"
