@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -145,9 +146,16 @@ def mounted_on(path):
 
 
 @contextlib.contextmanager
-def swapping(one, other):
-    """A process exchanges two names as long as the block runs."""
+def swapping(one, other, *unmounted):
+    """A process exchanges two names as long as the block runs.
+
+    unmounted: mount points that are none in its own mount namespace, so that it can rename them.
+    """
     command = ["/usr/bin/python3", "-IS", "-c", SWAPPER, one, other]
+    if unmounted:
+        text = f'umount {shlex.join(map(str, unmounted))} && exec "$@"'
+        private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", text, "sh"]
+        command = [*private, *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         try:
