@@ -61,7 +61,11 @@ PROGRAMS = {
     "30-post-rm-rf": ("rm",),
 }
 OF_NETWORK = (*(set(CHANGES) - {"exit_group"}), "sendto", "sendmsg", "flock")
-NETWORK_PHASES = {"start": ("start", "begin", "-"), "stopped": ("stopped", "end", "-")}
+NETWORK_PHASES = {
+    "start": ("start", "begin", "-"),
+    "start again": ("start", "begin", "-"),  # in a running guest
+    "stopped": ("stopped", "end", "-"),
+}
 NETWORK_PROGRAMS = {"10-routing-table": ("ip",), "20-network-policy": ("nft",)}
 NETWORK = {
     "10-routing-table": table(route(), rule()) + table(rule("from fd00::5"), id="9", name="x"),
@@ -765,7 +769,7 @@ class Network(RoutingTable):
 
     def fault(self, phase, name, program, call, what, number):
         """Make a fault; return whether it happened. After it, a stop leaves nothing."""
-        if phase == "stopped":
+        if phase != "start":
             self.assert_succeeds(self.run_as("start", name)[0])
         inject = f"{call}:{what}:when={number}"
         result, trace = self.run_as(phase, name, program, [call], inject)
@@ -773,6 +777,9 @@ class Network(RoutingTable):
         if what.startswith("error") and result.returncode:
             self.assertEqual(result.returncode, 1)
             self.assertIn(name, result.stderr.splitlines()[-1])
+        if phase == "start again":
+            shown = run(["ip", "rule"]).stdout + run(["nft", "list", "ruleset"]).stdout
+            self.assertRegex(shown, "from 10.77.0.5 lookup uplink2|chain c")
         self.assert_succeeds(self.run_as("stopped", name)[0])
         self.assertEqual(self.everything(), self.before, (phase, name, program, inject))
         happened = "killed by SIGKILL" in trace or "(INJECTED)" in trace
@@ -783,7 +790,7 @@ class Network(RoutingTable):
         self.before = self.everything()
         for phase, (name, programs) in itertools.product(NETWORK_PHASES, NETWORK_PROGRAMS.items()):
             for program in (None, *programs):
-                if phase == "stopped":
+                if phase != "start":
                     self.assert_succeeds(self.run_as("start", name)[0])
                 traced = [f"?{call}" for call in OF_NETWORK]
                 result, trace = self.run_as(phase, name, program, traced)
