@@ -1092,7 +1092,7 @@ class List(VirtHooksTestCase):
             "prepare 10-mkdirs 20-ramdisk 30-preload start 10-routing-table 20-network-policy "
             "stopped 10-routing-table 20-network-policy release 10-archive 20-ramdisk 30-post-rm-rf"
         ))  # fmt: skip
-        self.assertIn("20-ramdisk (= that of prepare)", result.stdout)
+        self.assertIn("20-ramdisk     <ramdisk>     (= that of prepare)", result.stdout)
 
     def test_it_says_what_each_is_for_and_what_it_reads(self):
         self.script(f"{PREPARE}/50-a", "#!/bin/sh\n# element: a\n# 50-a: makes a of b (prepare).\n")
