@@ -371,22 +371,6 @@ class BrokenHook(CheckTestCase):
                 else:
                     self.assert_finds(label, "restorecon -R")
 
-    def test_apparmor_that_does_not_let_libvirtd_execute_what_a_link_leads_to(self):
-        target = self.write("lib/50-site", SHELL, 0o755)
-        link = self.hooks / PREPARE / "50-site"
-        link.symlink_to(target)
-        run(["mount", "-t", "tmpfs", "tests", "/sys/kernel/security"], check=True)
-        self.addCleanup(run, ["umount", "/sys/kernel/security"], check=True)
-        profiles = Path("/sys/kernel/security/apparmor/profiles")
-        profiles.parent.mkdir()
-        profiles.write_text("libvirtd (complain)\n")
-        self.assert_sound()
-        profiles.write_text("virt-aa-helper (enforce)\nlibvirtd (enforce)\n")
-        found = [(p, r) for p, r in self.findings() if "AppArmor" in p and "50-site" in p]
-        self.assertEqual(len(found), 1)
-        self.assertIn(str(target), found[0][0])
-        self.assertIn(str(target.parent), found[0][1])
-
 
 class BrokenDirectories(CheckTestCase):
     def test_a_phase_that_libvirt_never_calls(self):
@@ -601,20 +585,6 @@ class BrokenScripts(CheckTestCase):
         path.symlink_to(path)
         self.assert_finds(path, f"rm {path}", self.guest(MKDIRS))
 
-    def test_one_that_calls_libvirt(self):
-        for text in (
-            "#!/bin/sh\nvirsh list\n",
-            '#!/bin/sh\nif [ "$(virsh -c lxc:/// domstate "$1")" = x ]; then exit; fi\n',
-            "#!/bin/sh\ncat | /usr/bin/virsh define /dev/stdin\n",
-            "#!/bin/sh\nLC_ALL=C virsh list\n",
-            '#!/usr/bin/python3\nimport subprocess\nsubprocess.run(["virsh", "list"])\n',
-            "#!/usr/bin/python3\nimport os\nos.system('virsh list')\n",
-            "#!/usr/bin/python3\nimport libvirt\nlibvirt.open()\n",
-        ):
-            with self.subTest(text=text):
-                path = self.script(f"{PREPARE}/15-mine", text)
-                self.assert_finds(path, "stdin")
-
     def test_one_whose_second_line_names_no_element(self):
         for name in ("<vpn>", "vpn, other", "vpn other"):
             path = self.script(f"{PREPARE}/50-vpn", f"{SHELL}# element: {name}\n")
@@ -623,6 +593,182 @@ class BrokenScripts(CheckTestCase):
     def test_a_guests_own_that_is_broken(self):
         path = self.script(f"{PREPARE}/web/15-mine", "#!/opt/nope\n")
         self.assert_finds(path, "")
+
+
+class NeverRun(CheckTestCase):
+    """What people bring, and what would silently never run."""
+
+    def assert_each_is_found(self, cases, *arguments):
+        """Each (file, where it belongs) is found once; the remedies mend all."""
+        paths = [self.script(place) for place, _better in cases]
+        findings = self.findings(*arguments)
+        for path, (_place, better) in zip(paths, cases):
+            remedies = [remedy for problem, remedy in findings if f"{path} never runs" in problem]
+            self.assertEqual(len(remedies), 1, (path, findings))
+            command = remedies[0].partition(": ")[2].partition(";")[0]
+            self.assertEqual(run(["sh", "-c", command]).returncode, 0, command)
+            self.assertTrue((self.hooks / better).exists(), command)
+        self.assertEqual(len(findings), len(cases))
+        self.assert_sound(*arguments)
+
+    def test_a_guests_own_file_whose_name_is_no_scripts(self):
+        names = (
+            ("start.sh", "50-start.sh"),
+            ("gpu", "50-gpu"),
+            ("10-cpu.py3", "10-cpu-py3"),
+            ("10 usb.sh", "10-usb.sh"),
+            ("10.net.sh", "10-net.sh"),
+            ("vfio-größe.sh", "50-vfio-gr-e.sh"),
+        )
+        for guest in ("win10", "web"):
+            cases = [(f"{PREPARE}/{guest}/{n}", f"{PREPARE}/{guest}/{b}") for n, b in names]
+            self.assert_each_is_found(cases)
+        self.script(f"{PREPARE}/test/start.sh")
+        self.assert_finds(f"{PREPARE}/test/start.sh", "50-start.sh", *NO_LIBVIRT)
+
+    def test_a_directory_too_deep(self):
+        self.assert_each_is_found((
+            (f"{PREPARE}/web/begin/10-x", f"{PREPARE}/web/10-x"),
+            (f"{PREPARE}/web/begin/y.sh", f"{PREPARE}/web/50-y.sh"),
+            (f"{PREPARE}/win10/prepare/begin/10-x", f"{PREPARE}/win10/10-x"),
+            (f"{PREPARE}/win10/release/end/10-x", f"{RELEASE}/win10/10-x"),
+            (f"{PREPARE}/prepare/begin/10-x", f"{PREPARE}/10-x"),
+        ))  # fmt: skip
+
+    def test_a_tree_of_another_tool(self):
+        self.assert_each_is_found((
+            ("lxc.d/win10/prepare/begin/start.sh", f"{PREPARE}/win10/50-start.sh"),
+            ("lxc.d/win10/release/end/revert.sh", f"{RELEASE}/win10/50-revert.sh"),
+            ("lxc.d/win10/started/begin/01_cpu.sh", "lxc_started_begin_-.d/win10/01_cpu.sh"),
+            ("lxc.d/win10/stopped/end/a b", "lxc_stopped_end_-.d/win10/50-a-b"),
+            ("lxc.d/win11/prepare/begin", f"{PREPARE}/win11/50-begin"),
+            ("lxc.d/prepare/begin/start.sh", f"{PREPARE}/50-start.sh"),
+            ("lxc.d/win12/start.sh", f"{PREPARE}/win12/50-start.sh"),
+            ("lxc.d/win12/10-x", f"{PREPARE}/win12/10-x"),
+        ))  # fmt: skip
+
+    def test_a_directory_of_nearly_a_guests_name(self):
+        for guest, names in (
+            ("web", ("Web", "WEB", "we-b", "wbe", "webb", "web.d", "web ")),
+            ("win10", ("Win10", "win-10", "win_10", "WIN 10", "wni10", "win10.d")),
+            ("Win 11", ("win11", "Win11", "win-11", "Win_11")),
+            ("gentoo", ("gento", "gnetoo", "Gentoo")),
+        ):
+            file = self.guest("", name=guest)
+            paths = [self.script(f"{PREPARE}/{name}/10-x").parent for name in names]
+            found = self.findings(file)
+            self.assertEqual(len(found), len(names), found)
+            for path in paths:
+                self.assertTrue(any(f"{path} " in problem for problem, _remedy in found), path)
+            for path in paths[1:]:
+                shutil.rmtree(path)
+            self.assert_mended(self.assert_finds(f"did you mean {guest}?", "mv ", file), file)
+            self.assertTrue((paths[0].with_name(guest) / "10-x").exists())
+            shutil.rmtree(paths[0].with_name(guest))
+        self.script(f"{PREPARE}/Test/10-x")
+        self.assert_finds(f"{PREPARE}/Test ", "", *NO_LIBVIRT)
+
+    def test_what_is_no_script_and_is_sound(self):
+        tree = f"{self.hooks}/qemu.d/win10/prepare/begin/start.sh"
+        for place, text, mode in (
+            ("qemu", f"{SHELL}exec {tree}\n", 0o755),  # a hook that is not ours
+            ("qemu.d/win10/prepare/begin/start.sh", SHELL, 0o755),
+            (f"{PREPARE}/web/10-x.bak", SHELL, 0o755),
+            (f"{PREPARE}/web/start.sh~", SHELL, 0o755),
+            (f"{PREPARE}/web/.start.sh.swp", SHELL, 0o755),
+            (f"{PREPARE}/web/#start.sh#", SHELL, 0o755),
+            (f"{PREPARE}/web/start.sh.disabled", SHELL, 0o755),
+            (f"{PREPARE}/web/start.sh.OFF", SHELL, 0o755),
+            (f"{PREPARE}/web/10-x.dpkg-old", SHELL, 0o755),
+            (f"{PREPARE}/web/10-x.rpmsave", SHELL, 0o755),
+            (f"{PREPARE}/web/stop.sh", SHELL, 0o644),
+            (f"{PREPARE}/web/README.md", "Scripts for web\n", 0o755),
+            (f"{PREPARE}/web/settings.json", "{}\n", 0o755),
+            (f"{PREPARE}/web/lib/functions.sh", SHELL, 0o644),
+            (f"{PREPARE}/web.bak/start.sh", SHELL, 0o755),
+            (f"{PREPARE}/lib/start.sh", SHELL, 0o755),
+            (f"{PREPARE}/.git/hooks/pre-commit", SHELL, 0o755),
+            (f"{PREPARE}/web/.git/hooks/pre-commit", SHELL, 0o755),
+            (f"{PREPARE}/web2/10-x", SHELL, 0o755),
+            (f"{PREPARE}/web-b/10-x", SHELL, 0o755),
+            (f"{PREPARE}/build-4711/10-x", SHELL, 0o755),
+            (f"{PREPARE}/server-b/10-x", SHELL, 0o755),
+            ("lxc.d/theirs", SHELL, 0o755),
+            ("lxc.d/data/table", "1\n", 0o644),
+            ("old/qemu.d/win10/prepare/begin/start.sh", SHELL, 0o755),
+        ):
+            self.script(place, text, mode)
+        self.assert_sound(self.guest(), self.guest("", name="server-a"))
+
+    def test_what_others_call_is_sound(self):
+        for caller, call, place in (
+            (f"{PREPARE}/web/50-a", '"${0%/*}/helper"', f"{PREPARE}/web/helper"),
+            (f"{PREPARE}/web/50-b", 'cd "${0%/*}"; ./start.sh', f"{PREPARE}/web/start.sh"),
+            (f"{PREPARE}/50-c", '"$(dirname "$0")/$1/on.sh"', f"{PREPARE}/web/on.sh"),
+            (f"{PREPARE}/web/50-d", '"${0%/*}/tools/x.sh"', f"{PREPARE}/web/tools/x.sh"),
+            (f"{PREPARE}/50-t", 'run-parts "/etc/libvirt/hooks/lxc.d/$1"', "lxc.d/b/start/z.sh"),
+        ):
+            self.script(caller, f"{SHELL}{call}\n")
+            self.script(place)
+        self.assert_sound()
+        (self.hooks / PREPARE / "50-t").unlink()
+        for call in ('"${0%/*}/$1/$2/$3/z.sh"', 'for f in "${0%/*}/$1/$2"/*; do "$f"; done'):
+            self.script("lxc.d/tree", f"{SHELL}{call}\n")
+            self.assert_sound()
+
+
+class ElementLine(CheckTestCase):
+    """The second line of a script: with one that is nearly right it would run for every guest."""
+
+    def test_what_is_nearly_right(self):
+        lines = (
+            *("#element: vpn", "#element:vpn", "#  element: vpn", "#\telement: vpn"),
+            *(" # element: vpn", "## element: vpn", "# element : vpn", "# Element: vpn"),
+            *("# ELEMENT: vpn", "# elements: vpn", "# Elements: <vpn>", "# element = vpn"),
+            *("# element; vpn", "# element vpn", "\n# element: vpn", "set -eu\n# element: vpn"),
+            "# shellcheck shell=sh\n# element: vpn",
+            "# -*- coding: utf-8 -*-\n# element: vpn",
+            '"""What it does."""\n# element: vpn',
+            "# 50-vpn: opens a tunnel (prepare).\n#\n# Element: vpn",
+            "# a\n# b\n# c\n# d\n# e\n# f\n# g\n# h\n# element: vpn",
+        )
+        paths = []
+        for number, line in enumerate(lines, 100):
+            first = "#!/usr/bin/python3" if '"""' in line else "#!/bin/sh"
+            text = f"{first}\n{line}\nexit(0)\n" if '"""' in line else f"{first}\n{line}\n:\n"
+            paths.append(self.script(f"{PREPARE}/{number}-vpn", text))
+        findings = self.findings()
+        self.assertEqual(len(findings), len(lines), findings)
+        for path, (problem, remedy) in zip(paths, findings):
+            self.assertIn(f"{path}: ", problem)
+            self.assertEqual(run(["sh", "-c", remedy]).returncode, 0, remedy)
+            self.assertEqual(path.read_text().splitlines()[1], "# element: vpn")
+        self.assert_sound()
+
+    def test_what_cannot_be_mended_by_a_command(self):
+        for text in (
+            *("# elements: vpn, share\n", "# element:\n", "# element: \n", "# element: <vpn>\n"),
+            *("# element: vpn, share\n", "# element: vpn share\n"),
+            "# element: vpn\n# element: share\n",
+        ):
+            path = self.script(f"{PREPARE}/50-vpn", SHELL + text)
+            self.assert_finds(path, "element")
+        self.script(f"{PREPARE}/50-vpn", "# element: vpn\n#!/bin/sh\n")  # it cannot start, either
+        self.assertTrue(any("line 1" in problem for problem, _remedy in self.findings()))
+
+    def test_what_is_right_or_something_else(self):
+        for number, text in enumerate((
+            *("# element: vpn\n", "# element:vpn\n", "# element:   vpn  \n"),
+            "# element: vpn\n# Elements: the parts of a guest that this script reads\n",
+            *("# elementary, my dear\n", "# An element: a part of the XML\n"),
+            *("# element by element\n", "# Reads the element: none\n", "echo '# element: vpn'\n"),
+            "#\n" * 9 + "# Element: vpn\n",
+        )):  # fmt: skip
+            self.script(f"{PREPARE}/{50 + number}-x", SHELL + text)
+        text = '#!/usr/bin/python3\n"""As in\n\n# Element: vpn\n"""\nprint(1)\n'
+        self.script(f"{PREPARE}/70-x", text)
+        self.script(f"{PREPARE}/49-off", "#!/bin/sh\n# Element: vpn\n", 0o644)
+        self.assert_sound()
 
 
 class BrokenMetadata(CheckTestCase):
@@ -946,7 +1092,7 @@ class List(VirtHooksTestCase):
             "prepare 10-mkdirs 20-ramdisk 30-preload start 10-routing-table 20-network-policy "
             "stopped 10-routing-table 20-network-policy release 10-archive 20-ramdisk 30-post-rm-rf"
         ))  # fmt: skip
-        self.assertIn("20-ramdisk -> ../lxc_prepare_begin_-.d/20-ramdisk", result.stdout)
+        self.assertIn("20-ramdisk     <ramdisk>     (= that of prepare)", result.stdout)
 
     def test_it_says_what_each_is_for_and_what_it_reads(self):
         self.script(f"{PREPARE}/50-a", "#!/bin/sh\n# element: a\n# 50-a: makes a of b (prepare).\n")
@@ -962,9 +1108,11 @@ class List(VirtHooksTestCase):
         self.script(f"{PREPARE}/51-b", "#!/bin/sh\n# element: share\n")
         self.script(f"{PREPARE}/web/52-c")
         self.script(f"{PREPARE}/db/53-d")
-        shown = self.list(self.guest("<vpn/>")).stdout
+        shown, _heading, apart = self.list(self.guest("<vpn/>")).stdout.partition("\nNot run")
         for name, runs in (("50-a", True), ("51-b", False), ("web/52-c", True), ("db/53-d", False)):
             self.assertEqual(name in shown, runs, name)
+        self.assertIn(f"{PREPARE}/51-b: no <share> in its XML", apart)
+        self.assertNotIn("db/53-d", apart)
         self.assertIn("db/53-d", self.list().stdout)
 
     def test_an_unknown_guest_is_an_error(self):
