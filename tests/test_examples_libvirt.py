@@ -1,4 +1,4 @@
-"""Examples under the real libvirtd: hugepages of QEMU, a container's interface, libvirt's networks."""
+"""Examples under the real libvirtd: QEMU's hugepages, a container's ports, libvirt's networks."""
 
 import re
 import shutil
@@ -77,6 +77,9 @@ class Qemu(TestCase):
     def test_guests_have_hugepages_as_long_as_they_run(self):
         self.free = POOL.with_name("free_hugepages").read_text()
         self.virsh("start", "web")
+        self.assert_pages_of(1)
+        again = [HOOKS / "qemu_prepare_begin_-.d/20-hugepages", "web", "prepare", "begin", "-"]
+        self.assert_succeeds(run(again, input=self.virsh("dumpxml", "web")))
         self.assert_pages_of(1)
         self.virsh("start", "db")
         self.assert_pages_of(2)
