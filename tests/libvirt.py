@@ -28,6 +28,10 @@ class Libvirtd:
         HOOKS.with_name("qemu.conf").write_text("namespaces = []\ncgroup_controllers = []\n")
         with open(LOG, "ab") as log:
             self.virtlogd = subprocess.Popen(["virtlogd"], stdout=log, stderr=log)
+        self.launch()
+
+    def launch(self):
+        with open(LOG, "ab") as log:
             self.process = subprocess.Popen(["libvirtd"], stdout=log, stderr=log)
         try:
             wait_until(lambda: self.process.poll() is not None or virsh("uri").returncode == 0)
@@ -36,6 +40,12 @@ class Libvirtd:
         except BaseException:
             self.stop()
             raise
+
+    def crash(self):
+        """Kill the daemon, whatever hooks it waits for, and start another one."""
+        self.process.kill()
+        self.process.wait(60)
+        self.launch()
 
     def stop(self):
         if self.process.poll() is None:

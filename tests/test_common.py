@@ -9,18 +9,19 @@ from harness import CHECKOUT, LINKS, SCRIPTS, run, script
 from scripts import ScriptCase, guest_xml
 
 FIRST_LINE = "#!/usr/bin/python3 -IS"
+DISPATCHERS_FIRST_LINE = "#!/usr/bin/env -S /usr/bin/python3 -IS"
 HEADING = "# --- The same in every script, from here to the end ---"
-COMMON_LINES = 100
+COMMON_LINES = 170
 LINES = {
-    "10-mkdirs": 180,
-    "20-ramdisk": 240,
-    "30-preload": 210,
-    "10-routing-table": 270,
-    "20-network-policy": 210,
-    "10-archive": 280,
-    "30-post-rm-rf": 210,
+    "10-mkdirs": 230,
+    "20-ramdisk": 300,
+    "30-preload": 260,
+    "10-routing-table": 325,
+    "20-network-policy": 235,
+    "10-archive": 340,
+    "30-post-rm-rf": 250,
 }
-DISPATCHER_LINES = 240
+DISPATCHER_LINES = 290
 
 
 def lines(name):
@@ -33,9 +34,11 @@ def element(name):
 
 class Common(ScriptCase):
     def test_every_program_begins_with_the_isolated_interpreter_and_is_executable(self):
-        for path in (CHECKOUT / "hooks/lxc", *map(script, SCRIPTS)):
+        first_lines = {CHECKOUT / "hooks/lxc": DISPATCHERS_FIRST_LINE}
+        first_lines |= {script(name): FIRST_LINE for name in SCRIPTS}
+        for path, first_line in first_lines.items():
             with self.subTest(path.name):
-                self.assertEqual(path.read_text().split("\n")[0], FIRST_LINE)
+                self.assertEqual(path.read_text().split("\n")[0], first_line)
                 self.assertEqual(path.stat().st_mode & 0o111, 0o111)
 
     def test_every_scripts_second_line_names_its_element_and_a_docstring_follows(self):

@@ -5,6 +5,7 @@ import os
 import pty
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,33 @@ ODD_NAMES = [
     *("x;y", "$(reboot)", "`reboot`", "$HOME", "'", '"', "\\", "*", "[a]", "{}", "%s%n", "~"),
     *("...", ".hidden", "a.d", "10-name", "migrate", "restore", "timeout", "x" * 255, "日本"),
 ]
+
+
+# Answers the kernel's first message, takes the others and stays silent: a process that asks for a
+# file waits, SIGKILL or not (fuse(4); struct fuse_init_out)
+SILENT_FILE_SYSTEM = """
+import ctypes, os, struct, sys
+device = os.open("/dev/fuse", os.O_RDWR)
+options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mount(b"silent", os.fsencode(sys.argv[1]), b"fuse", 0, options):
+    sys.exit(os.strerror(ctypes.get_errno()))
+_length, _opcode, unique = struct.unpack_from("IIQ", os.read(device, 1 << 20))
+answer = struct.pack("IIIIHHII", 7, 31, 0, 0, 0, 0, 1 << 16, 1) + bytes(36)
+os.write(device, struct.pack("IiQ", 16 + len(answer), 0, unique) + answer)
+print("mounted", flush=True)
+while True:
+    os.read(device, 1 << 20)
+"""
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), "")
+
+
+def wait_for(condition):
+    until = time.monotonic() + 50
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError
+        time.sleep(0.01)
 
 
 class DispatcherTestCase(TestCase):
@@ -173,7 +201,7 @@ class Driver(DispatcherTestCase):
                 subprocess.run(command, input=XML, cwd=cwd, timeout=60, check=True)
                 self.assertEqual(self.recorded(), [f"{DIRECTORY}/10-a", f"{DIRECTORY}/web/20-b"])
 
-    def test_a_run_leaves_nothing_behind(self):
+    def test_a_run_leaves_nothing_behind_but_the_file_of_its_lock(self):
         self.add(f"{DIRECTORY}/10-a")
         self.add(f"{DIRECTORY}/20-b", "pass", shebang=PYTHON)
         for place in ("/run", "/tmp"):  # in which nothing of an earlier run lies
@@ -182,6 +210,10 @@ class Driver(DispatcherTestCase):
         places = (self.hooks, Path("/run"), Path("/tmp"))
         before = list(map(snapshot, places))
         self.assert_runs(f"{DIRECTORY}/10-a")
+        lock = Path("/run/virt-hooks/lock")
+        self.assertEqual(lock.read_bytes(), b"")
+        lock.unlink()
+        lock.parent.rmdir()
         self.assertEqual(list(map(snapshot, places)), before)
 
 
@@ -488,7 +520,7 @@ class Unclear(DispatcherTestCase):
 
     def test_what_cannot_be_read_ends_the_run(self):
         """root may read everything, so somebody else calls."""
-        self.directory.chmod(0o777)  # for the record
+        self.directory.chmod(0o1777)  # for the record
         directories = (self.GENERAL, self.OWN, f"{self.GENERAL}/web", f"{self.OWN}/web")
         scripts = [f"{directory}/10-archive" for directory in directories]
         for script in scripts:
@@ -544,7 +576,7 @@ class Filters(DispatcherTestCase):
                     self.assertEqual(done, (0, expected, ""))
 
     def test_every_byte_of_a_big_xml_passes(self):
-        xml = random.Random(2).randbytes(40 << 20)
+        xml = b"<" + random.Random(2).randbytes(40 << 20)
         result = self.filter("restore", "cat", ":", "cat", xml=xml)
         self.assertEqual((result.returncode, result.stderr), (0, ""))
         self.assertTrue(os.fsencode(result.stdout) == xml)
@@ -561,11 +593,75 @@ class Filters(DispatcherTestCase):
                     result = self.filter(operation, *scripts)
                     self.assertEqual((result.returncode, result.stdout), (status, ""))
 
-    def test_output_that_cannot_be_written_is_a_failure(self):
+    def test_output_that_is_no_xml_is_a_failure_which_names_the_script_and_shows_the_output(self):
+        for operation in ("migrate", "restore"):
+            for scripts, name, shown in (
+                (["echo starting up; cat"], "10-a", "starting up"),
+                (["cat", "echo; echo '  done'", "cat"], "20-a", "done"),
+                (["printf '\\377\\n'"], "10-a", "xff"),
+            ):
+                with self.subTest(operation=operation, scripts=scripts):
+                    result = self.filter(operation, *scripts)
+                    self.assertNotEqual(result.returncode, 0)
+                    self.assertEqual(result.stdout, "")
+                    (line,) = result.stderr.splitlines()
+                    self.assertIn(f": {name}: ", line)
+                    self.assertIn(shown, line)
+
+    def test_white_space_before_the_xml_passes_and_alone_is_nothing_as_for_libvirt(self):
+        for scripts, expected in (
+            (["echo; cat"], "\n<a/>\n"),
+            (["echo"], ""),
+            (["cat", "echo"], "<a/>\n"),
+        ):
+            with self.subTest(scripts=scripts):
+                result = self.filter("restore", *scripts)
+                self.assertEqual(
+                    (result.returncode, result.stdout, result.stderr), (0, expected, "")
+                )
+
+    def test_output_that_cannot_be_kept_or_written_is_a_failure(self):
+        big = b"<" + b"x" * 100_000
+
+        def limited():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
         with open("/dev/full", "wb") as full:
-            result = self.filter("restore", "cat", stdout=full)
-        self.assertNotEqual(result.returncode, 0)
-        self.assertRegex(result.stderr, r"\Avirt-hooks: lxc web restore begin -: [^\n]+\n\Z")
+            cases = {
+                "no room": (["cat"], {"stdout": full}),
+                "limit of the XML": (["cat"], {"preexec_fn": limited, "xml": big}),
+                "limit of the output": (
+                    ["head -c 100000 /dev/zero; echo later >>RECORD; sleep 300"],
+                    {"preexec_fn": limited},
+                ),
+            }
+            for case, (scripts, options) in cases.items():
+                with self.subTest(case):
+                    result = self.filter("restore", *scripts, **options)
+                    self.assertNotEqual(result.returncode, 0)
+                    self.assertIn(result.stdout, (None, ""))
+                    self.assertRegex(
+                        result.stderr, r"\Avirt-hooks: lxc web restore begin -: [^\n]+\n\Z"
+                    )
+
+    def test_every_byte_passes_where_the_dispatcher_is_stopped_while_it_writes(self):
+        xml = b"<" + random.Random(3).randbytes(480_017)
+        self.add("lxc_restore_begin_-.d/10-a", "cat")
+        for _ in range(5):
+            out, out_end = os.pipe()
+            process = self.start("web", "restore", "begin", "-", stdout=out_end)
+            os.close(out_end)
+            process.stdin.write(xml)
+            process.stdin.close()
+            received = os.read(out, 1)
+            for _ in range(5):
+                process.send_signal(signal.SIGSTOP)
+                received += os.read(out, 5000)
+                process.send_signal(signal.SIGCONT)
+            with open(out, "rb") as rest:
+                received += rest.read()
+            self.assertEqual(process.wait(60), 0)
+            self.assertTrue(received == xml, len(received))
 
     def test_other_phases_are_no_filters(self):
         self.add(f"{DIRECTORY}/10-a", "echo one")
@@ -582,50 +678,76 @@ class Refusals(DispatcherTestCase):
     def setUp(self):
         super().setUp()
         general, own = "lxc_release_end_-.d", "lxc_release_end_crashed.d"
-        self.scripts = [f"{general}/10-a", "guests/all/web/20-b", "lib/deep/a", "../out/deep/a"]
+        self.scripts = [f"{general}/10-a", "guests/all/web/20-b", "lib/deep/a", "home/deep/a"]
         for path in self.scripts:
-            self.add(path)
+            self.add(f"../{path}" if path.startswith("home") else path)
         self.link(f"{own}/web", "../guests/all/web")
         self.link(f"{general}/web/30-link", "../../lib/deep/a")
         self.link(f"{general}/40-chain", "../lib/links/outside")
-        self.link("lib/links/outside", self.directory / "out/deep/a")
-        # each could be replaced, or replace what runs, by whom it belongs to or who can write it;
-        # which link leads there
-        self.paths = {
-            **dict.fromkeys((".", general, f"{general}/10-a", f"{general}/web", own), ""),
-            **dict.fromkeys(("guests", "guests/all", "guests/all/web"), f"{own}/web"),
-            "guests/all/web/20-b": f"{own}/web",
-            **dict.fromkeys(("lib", "lib/deep", "lib/deep/a"), "30-link"),
-            **dict.fromkeys(("lib/links", "../out/deep", "../out/deep/a"), "40-chain"),
-        }
-        for path in self.paths:
+        self.link("lib/links/outside", self.directory / "opt/../home/deep/a")
+        (self.directory / "opt").mkdir()
+        self.scripts[-1] = "../home/deep/a"
+        # whoever can change one of these can change what runs
+        self.links = [f"{own}/web", f"{general}/web/30-link", f"{general}/40-chain"]
+        self.links.append("lib/links/outside")
+        self.files = [f"{general}/10-a", "guests/all/web/20-b", "lib/deep/a", "../home/deep/a"]
+        self.directories = [".", "..", "../..", general, f"{general}/web", own, "guests"]
+        self.directories += ["guests/all", "guests/all/web", "lib", "lib/deep", "lib/links"]
+        self.directories += ["../opt", "../home", "../home/deep"]
+        for path in (*self.files, *self.directories):
             os.chown(self.hooks / path, 0, OTHER)  # a group that cannot write may be any
 
-    def assert_unsafe(self, change, undo):
-        """Whichever path is changed, nothing runs, and it or the link to it is named."""
-        for path, link in self.paths.items():
+    def assert_unsafe(self, paths, change, undo):
+        """Whichever path is changed, nothing runs, and it is named."""
+        for path in paths:
             with self.subTest(path=path):
-                whole = (self.hooks / path).resolve()
+                whole = os.path.normpath(self.hooks / path)
                 change(whole)
                 result = self.dispatch("web", *CRASHED)
                 undo(whole)
-                self.assert_refused(result)
-                named = {Path(p).resolve() for p in re.findall("/[^ :]*", result.stderr)}
-                self.assertTrue(whole in named or link and link in result.stderr, result.stderr)
-        self.assert_runs(*self.scripts, arguments=("web", *CRASHED))
+                self.assert_refused(result, f" {whole}: ")
 
     def test_what_belongs_to_somebody_else_is_refused(self):
         for owner in (OTHER, 1):
-            self.assert_unsafe(lambda p, o=owner: os.chown(p, o, 0), lambda p: os.chown(p, 0, 0))
+            self.assert_unsafe(
+                [*self.links, *self.files, *self.directories],
+                lambda path, owner=owner: os.lchown(path, owner, 0),
+                lambda path: os.lchown(path, 0, 0),
+            )
+        self.assert_runs(*self.scripts, arguments=("web", *CRASHED))
 
     def test_what_group_or_others_can_write_is_refused(self):
-        for mode in (0o775, 0o757, 0o1777):
-            self.assert_unsafe(lambda p, m=mode: p.chmod(m), lambda p: p.chmod(0o755))
+        for mode in (0o775, 0o757, 0o777):
+            self.assert_unsafe(
+                [*self.files, *self.directories],
+                lambda path, mode=mode: os.chmod(path, mode),
+                lambda path: os.chmod(path, 0o755),
+            )
+        self.assert_unsafe(
+            self.files, lambda path: os.chmod(path, 0o1777), lambda path: os.chmod(path, 0o755)
+        )
+        self.assert_runs(*self.scripts, arguments=("web", *CRASHED))
+
+    def test_in_a_sticky_directory_others_cannot_change_what_is_roots(self):
+        for path in self.directories:
+            (self.hooks / path).chmod(0o1777)
+        self.addCleanup(self.directory.parent.chmod, 0o755)
+        self.assert_runs(*self.scripts, arguments=("web", *CRASHED))
+
+    def test_a_user_cannot_put_another_file_below_a_home_that_a_link_leads_through(self):
+        home = self.directory / "home"
+        os.chown(home, OTHER, OTHER)
+        home.joinpath("deep").rename(home / "before")
+        home.joinpath("deep").mkdir()
+        script = self.write("home/deep/a", f"#!/bin/sh\necho owned >>{self.record}\n", 0o755)
+        os.chown(script, 0, 0)  # a hard link to a file of root's, say
+        self.assert_refused(self.dispatch("web", *CRASHED), home)
 
     def test_what_belongs_to_the_caller_is_safe_for_the_caller(self):
-        self.directory.chmod(0o777)  # for the record
-        for path in self.paths:
-            os.chown(self.hooks / path, OTHER, OTHER)
+        self.directory.chmod(0o1777)  # for the record
+        for path in (*self.links, *self.files, *self.directories):
+            if path not in ("..", "../.."):
+                os.lchown(self.hooks / path, OTHER, OTHER)
         self.assert_runs(*self.scripts, arguments=("web", *CRASHED), **AS_OTHER)
         os.chown(self.hooks / "guests", 1, 0)
         self.assert_refused(self.dispatch("web", *CRASHED, **AS_OTHER))
@@ -739,6 +861,133 @@ class TimeLimit(DispatcherTestCase):
         path.unlink()
         path.symlink_to("nowhere")
         self.assert_refused(self.dispatch("web", *CRASHED), path)
+
+    def test_a_script_that_the_kernel_cannot_end_has_failed_all_the_same(self):
+        point = self.directory / "silent"
+        point.mkdir()
+        command = ["/usr/bin/python3", "-IS", "-c", SILENT_FILE_SYSTEM, point]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.addCleanup(end, server)
+        server.stdout.readline()
+        self.add(f"{DIRECTORY}/10-a", f"echo $$ >>RECORD; exec cat {point}/file")
+        self.add(f"{DIRECTORY}/20-b", "echo ran >>RECORD")
+        self.limit("1")
+        with Syslog() as syslog:
+            result = self.dispatch()
+        pid = self.process_recorded()
+        self.assertTrue(is_alive(pid), "SIGKILL has ended it: this tells nothing")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertRegex(result.stderr, r"\Avirt-hooks: lxc web prepare begin -: 10-a: [^\n]+\n\Z")
+        self.assertTrue(any(f"{pid}" in line for line in syslog.lines), syslog.lines)
+
+
+class OneAtATime(DispatcherTestCase):
+    """Point 14."""
+
+    STATE = Path("/run/virt-hooks")
+
+    def setUp(self):
+        super().setUp()
+        self.addCleanup(shutil.rmtree, self.STATE, ignore_errors=True)
+        self.running = self.directory / "running"
+
+    def add_slow(self, directory, commands="sleep 0.3"):
+        """Put a script there that fails while another run of it is under way."""
+        self.add(
+            f"{directory}/10-slow",
+            f"mkdir {self.running} || exit 9; echo in >>RECORD\n{commands}\nrmdir {self.running}",
+        )
+
+    def assert_one_after_the_other(self, *runs):
+        processes = [self.start(*arguments, **options) for arguments, options in runs]
+        for process in processes:
+            process.stdin.write(XML)
+            process.stdin.close()
+        results = [process.wait(60) for process in processes]
+        said = [process.stderr.read() for process in processes]
+        self.assertEqual((results, said), ([0] * len(runs), [b""] * len(runs)))
+        self.assertEqual(self.recorded(), ["in"] * len(runs))
+
+    def test_two_calls_of_a_phase_for_a_guest_run_one_after_the_other(self):
+        for phase in (PREPARE, ("start", "begin", "-"), ("started", "begin", "-"),
+                      ("reconnect", "begin", "-"), ("stopped", "end", "-"), CRASHED,
+                      ("release", "end", "-"), ("migrate", "begin", "-"),
+                      ("restore", "begin", "-")):  # fmt: skip
+            with self.subTest(phase=phase):
+                self.add_slow("_".join(["lxc", *phase]) + ".d")
+                self.assert_one_after_the_other(*[(("web", *phase), {})] * 3)
+
+    def test_a_start_waits_for_the_release_before_it_and_syslog_says_so(self):
+        self.add_slow("lxc_release_end_-.d", "sleep 1; echo released >>RECORD")
+        self.add(f"{DIRECTORY}/10-a", "echo prepared >>RECORD")
+        with Syslog() as syslog:
+            release = self.start("web", *CRASHED)
+            release.stdin.close()
+            wait_for(self.running.exists)
+            self.assert_silent_success(self.dispatch())
+            self.assertEqual(release.wait(60), 0)
+        self.assertEqual(self.recorded(), ["in", "released", "prepared"])
+        waits = [line for line in syslog.lines if "waits" in line]
+        self.assertEqual(len(waits), 1, syslog.lines)
+        self.assertIn("lxc web prepare begin -: ", waits[0])
+
+    def test_another_guest_or_driver_or_a_dry_run_or_a_user_does_not_wait(self):
+        self.directory.chmod(0o755)
+        self.add_slow("lxc_release_end_-.d", "sleep 300")
+        for driver in ("lxc", "qemu"):
+            self.add(f"{driver}_prepare_begin_-.d/10-a", ": VIRT_HOOKS_DRY_RUN")
+        install_dispatcher(self.hooks / "qemu")
+        release = self.start("web", *CRASHED)
+        release.stdin.close()
+        wait_for(self.running.exists)
+        for case, arguments, options in (
+            ("guest", ("web2", *PREPARE), {}),
+            ("driver", (), {"name": "qemu"}),
+            ("dry run", (), {"env": {**LIBVIRT, "VIRT_HOOKS_DRY_RUN": "1"}}),
+            ("user", (), AS_OTHER),
+            ("nothing to run", ("web", "start", "begin", "-"), {}),
+        ):
+            with self.subTest(case):
+                self.assert_silent_success(self.dispatch(*arguments, **options))
+
+    def test_a_script_does_not_hold_the_lock_that_its_dispatcher_has_held(self):
+        self.add(f"{DIRECTORY}/10-a", "sleep 300 >/dev/null 2>&1 & echo $! >>RECORD")
+        self.assert_silent_success(self.dispatch())
+        self.process_recorded()
+        self.assert_silent_success(self.dispatch())
+        self.process_recorded()
+
+    def test_only_root_can_open_what_is_locked(self):
+        self.add(f"{DIRECTORY}/10-a")
+        os.umask(0)
+        self.addCleanup(os.umask, 0o022)
+        self.dispatch()
+        for path in (self.STATE, *self.STATE.iterdir()):
+            self.assertEqual(path.stat().st_mode & 0o077, 0, path)
+
+    def test_a_state_directory_that_others_can_write_is_refused(self):
+        self.add(f"{DIRECTORY}/10-a")
+        for mode, owner in ((0o777, 0), (0o770, 0), (0o700, OTHER)):
+            with self.subTest(mode=oct(mode), owner=owner):
+                self.STATE.mkdir(exist_ok=True)
+                self.STATE.chmod(mode)
+                os.chown(self.STATE, owner, owner)
+                self.assert_refused(self.dispatch(), self.STATE)
+        self.STATE.rmdir()
+        self.STATE.symlink_to(self.directory)
+        self.addCleanup(self.STATE.unlink)
+        self.directory.chmod(0o777)
+        self.assert_refused(self.dispatch(), self.directory)
+
+    def test_a_users_own_session_runs_whatever_the_modes_of_the_state_directory(self):
+        self.directory.chmod(0o1777)  # for the record
+        self.add(f"{DIRECTORY}/10-a")
+        self.assert_runs(f"{DIRECTORY}/10-a", **AS_OTHER)
+        for mode in (0o700, 0o755, 0o777, 0):
+            self.STATE.mkdir(exist_ok=True)
+            self.STATE.chmod(mode)
+            self.assert_runs(f"{DIRECTORY}/10-a", **AS_OTHER)
+            self.assertEqual(list(self.STATE.iterdir()), [])
 
 
 class Background(DispatcherTestCase):
@@ -868,6 +1117,20 @@ class Messages(DispatcherTestCase):
             (number, unit) = re.findall(r"(\d+(?:\.\d+)?) ?(m?s)\b", line)[-1]
             seconds = float(number) / (1000 if unit == "ms" else 1)
             self.assertTrue(0.2 <= seconds < 50, line)
+
+    def test_syslog_gets_the_name_of_a_script_that_is_still_running(self):
+        self.add(f"{DIRECTORY}/10-quick")
+        self.add(f"{DIRECTORY}/20-slow", "sleep 43")
+        # 20 s for each second
+        faster = {"LD_PRELOAD": FAKETIME, "FAKETIME": "+0 x20", **LIBVIRT}
+        with Syslog() as syslog:
+            self.assertEqual(self.dispatch(env=faster).returncode, 0)
+        said = [line for line in syslog.lines if "20-slow" in line]
+        *reports, _result = [int(re.search(r"(\d+)(\.\d+)? s", line)[1]) for line in said]
+        self.assertEqual(len(reports), 3, said)
+        for report, expected in zip(reports, (10, 20, 40)):
+            self.assertTrue(expected <= report < 2 * expected, said)
+        self.assertFalse([line for line in syslog.lines if "10-quick" in line][1:], syslog.lines)
 
     def test_syslog_gets_a_refusal(self):
         path = self.add(f"{DIRECTORY}/10-a", mode=0o777)

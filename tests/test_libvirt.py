@@ -3,12 +3,14 @@
 import os
 import shutil
 import signal
+import subprocess
 import time
 import unittest
 
 from harness import Syslog, TestCase, mount_points, run, snapshot
 from libvirt import (
     HOOKS,
+    LXC,
     Guest,
     install,
     put_hook,
@@ -48,7 +50,7 @@ class LibvirtTestCase(TestCase):
 
     @classmethod
     def setUpClass(cls):
-        start_libvirtd_with_hooks(cls.addClassCleanup)
+        cls.libvirtd = start_libvirtd_with_hooks(cls.addClassCleanup)
 
     def setUp(self):
         super().setUp()
@@ -297,6 +299,34 @@ class Life(LibvirtTestCase):
                 before = self.state(self.root / "tmp")
                 self.assert_release_fails(guest, guest.live, script, part)
                 self.assert_state(before, self.root / "tmp")
+
+
+class Crashed(LibvirtTestCase):
+    def test_a_start_after_a_crash_of_libvirtd_waits_for_the_release_before_it(self):
+        """The old release must not remove the directories of the new life."""
+        elements = LIFE.partition("<ramdisk>")[0] + "<archive>" + LIFE.partition("<archive>")[2]
+        go = self.directory / "go"
+        hold = f"#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\n"
+        put_hook(self, "lxc_release_end_-.d/20-hold", hold)
+        guest = self.guest("true", elements)
+        guest.start()
+        for number in range(5000):
+            (self.root / "log" / str(number)).write_text("small")
+        with subprocess.Popen(["virsh", "-c", LXC, "destroy", "web"], stderr=subprocess.DEVNULL):
+            wait_until(lambda: list(self.directory.glob("archive/.virt-hooks-*")))
+            with Syslog() as syslog:
+                self.libvirtd.crash()
+                start = subprocess.Popen(["virsh", "-c", LXC, "start", "web"])
+                waits = "web prepare begin -: waits"
+                wait_until(lambda: any(waits in line for line in syslog.lines))
+                go.touch()
+                self.assertEqual(start.wait(60), 0)
+        self.assertEqual(guest.virsh("domstate").stdout.strip(), "running")
+        (archive,) = self.directory.glob("archive/*")
+        self.assertEqual(len(os.listdir(archive)), 5000)
+        self.assertEqual(os.listdir(self.root / "log"), [])
+        self.assertTrue((self.root / "cache/pages").is_dir())
+        guest.end()
 
 
 class Planted(LibvirtTestCase):

@@ -1,11 +1,13 @@
 """Real QEMU guests under the real libvirtd: saved, restored, migrated and ended."""
 
 import os
+import pwd
+import signal
 import subprocess
 import unittest
 from pathlib import Path
 
-from harness import CHECKOUT, TestCase, mount_points
+from harness import CHECKOUT, TestCase, mount_points, run
 from libvirt import (
     LOG,
     QEMU,
@@ -170,6 +172,69 @@ class Saved(QemuTestCase):
         self.assertEqual(os.listdir(IMAGE.parent), [])
         self.virsh("destroy", "web")
         self.assert_archived()
+
+
+class Session(QemuTestCase):
+    """A user's own libvirtd, qemu:///session, which calls the same hooks as that user."""
+
+    USER = pwd.getpwnam("games").pw_uid  # of some user: libvirt wants one that is known
+
+    def setUp(self):
+        super().setUp()
+        self.home = self.directory / "home"
+        self.environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "HOME": str(self.home)}
+        for variable in ("XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+            self.environment[variable] = str(self.home / variable)
+        for directory in (self.home, *map(Path, list(self.environment.values())[3:])):
+            directory.mkdir(0o700)
+            os.chown(directory, self.USER, self.USER)
+        self.directory.chmod(0o755)
+        self.addCleanup(self.end_daemons)
+
+    def end_daemons(self):
+        for file in self.home.glob("XDG_RUNTIME_DIR/libvirt/*.pid"):
+            os.kill(int(file.read_text()), signal.SIGTERM)
+
+    def session(self, *arguments):
+        return run(
+            ["virsh", "-c", "qemu:///session", *arguments],
+            env=self.environment, user=self.USER, group=self.USER, extra_groups=[], cwd="/",
+        )  # fmt: skip
+
+    def assert_done(self, *arguments):
+        result = self.session(*arguments)
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+    def test_a_guest_without_elements_lives_whatever_roots_directories_allow(self):
+        definition = DEFINITION.replace("<name>web<", "<name>own<").format(elements="")
+        self.assert_done("define", self.write("own.xml", definition))
+        states = Path("/run/virt-hooks"), Path("/var/lib/libvirt")
+        for mode in (0o700, 0o711, 0o755):
+            for directory in states:
+                directory.mkdir(exist_ok=True)
+                directory.chmod(mode)
+            for step in ("start", "managedsave", "start", "destroy"):
+                with self.subTest(mode=oct(mode), step=step):
+                    self.assert_done(step, "own")
+
+    def test_elements_that_need_root_are_refused_in_one_line_that_says_so(self):
+        own = self.home / "own"
+        for script, element in (
+            ("10-mkdirs", f"<mkdirs><dir>{own}</dir></mkdirs>"),
+            ("20-ramdisk", f'<ramdisk><dir size="1M">{self.home}</dir></ramdisk>'),
+            ("20-network-policy", "<network-policy><nft>chain c { }</nft></network-policy>"),
+        ):
+            with self.subTest(script):
+                text = DEFINITION.replace("<name>web<", "<name>own<").format(elements=element)
+                self.assert_done("define", self.write("own.xml", text))
+                result = self.session("start", "own")
+                self.assertNotEqual(result.returncode, 0)
+                (line,) = [
+                    line for line in result.stderr.splitlines() if f"{script}: own: " in line
+                ]
+                self.assertIn("root", line)
+                self.assertFalse(own.exists())
+                self.assert_done("undefine", "own")
 
 
 class Migrated(QemuTestCase):
