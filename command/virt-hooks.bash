@@ -4,6 +4,7 @@
 _virt_hooks() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}
     local command=${COMP_WORDS[1]} driver='' uri='' arguments=0 help i
+    local operations='prepare start started stopped release'
     COMPREPLY=()
     if [ "$COMP_CWORD" = 1 ]; then
         _virt_hooks_words 'list check replay new metadata --help --version'
@@ -36,7 +37,8 @@ _virt_hooks() {
         --reason:*) ;;
         *:-*) _virt_hooks_words "$(grep -oE -- '--[a-z-]+' <<<"$help")" ;;
         *:new:0:*) _virt_hooks_words "$(_virt_hooks_choices)" ;;
-        *:new:1:* | *:replay:[1-9]*) _virt_hooks_words 'prepare start started stopped release' ;;
+        *:new:1:*) _virt_hooks_words "$operations prepare,release start,stopped started,stopped" ;;
+        *:replay:[1-9]*) _virt_hooks_words "$operations" ;;
         *:new:*) ;;
         *) _virt_hooks_guests ;;
     esac

@@ -1132,6 +1132,16 @@ class Messages(DispatcherTestCase):
             self.assertTrue(expected <= report < 2 * expected, said)
         self.assertFalse([line for line in syslog.lines if "10-quick" in line][1:], syslog.lines)
 
+    def test_where_it_is_asked_to_it_names_each_script_before_its_output(self):
+        self.add(f"{DIRECTORY}/10-a", "echo a")
+        self.add(f"{DIRECTORY}/web/20-b", "exit 0")
+        self.add("lxc_restore_begin_-.d/10-filter", "echo '<a/>'")
+        verbose = {**LIBVIRT, "VIRT_HOOKS_VERBOSE": "1"}
+        result = self.dispatch(env=verbose)
+        self.assertEqual((result.stdout, result.stderr), ("== 10-a\na\n== web/20-b\n", ""))
+        result = self.dispatch("web", "restore", "begin", "-", env=verbose)
+        self.assertEqual((result.stdout, result.stderr), ("<a/>\n", "== 10-filter\n"))
+
     def test_syslog_gets_a_refusal(self):
         path = self.add(f"{DIRECTORY}/10-a", mode=0o777)
         with Syslog() as syslog:

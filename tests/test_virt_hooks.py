@@ -851,7 +851,7 @@ class Asking(CheckTestCase):
         (self.hooks / PREPARE / "30-preload").chmod(0o644)
         result = self.check("--verbose", self.guest())
         self.assertEqual(result.returncode, 0)
-        self.assertEqual(result.stdout, "9 scripts, 1 guests: all well\n")
+        self.assertEqual(result.stdout, "9 scripts, 1 guest: all well\n")
         result = self.check("--verbose", self.guest("<mkdirs><dir>srv</dir></mkdirs>"))
         self.assertEqual(result.returncode, 1)
         self.assertNotIn("all well", result.stdout)
@@ -892,6 +892,46 @@ class Asking(CheckTestCase):
         xml = domain("").replace(NAMESPACE, "urn:virt-hooks:2&#10;lxc:fine\u009b")
         result = self.check(self.guest(xml=xml))
         self.assertEqual((result.returncode, result.stdout.count("\n")), (1, 2), result.stdout)
+
+
+class Remedies(CheckTestCase):
+    """What mends a script's refusal, where that is known."""
+
+    def remedy(self, script, elements="<say>a</say>"):
+        """For the one finding, with a script that reads <say>."""
+        head = "#!/bin/sh\n# element: say\n# VIRT_HOOKS_DRY_RUN\n"
+        self.script(f"{PREPARE}/50-say", script if script.startswith("#!") else head + script)
+        findings = self.findings(self.guest(elements))
+        self.assertEqual(len(findings), 1, findings)
+        return findings[0][1]
+
+    def test_of_a_mistake_in_the_metadata_it_is_the_metadata(self):
+        say = "echo \"50-say: $1: <say> 'a' is no number\" >&2\nexit 1\n"
+        for elements in (
+            "<say>a</say>",
+            "<mkdirs><dir>srv</dir></mkdirs>",
+            "<mkdirs><dri>/srv</dri></mkdirs>",
+            "<network-policy><nft>chain a { frobnicate }</nft></network-policy>",
+        ):
+            self.assertEqual(self.remedy(say, elements), f"edit {self.directory}/web.xml")
+
+    def test_of_a_broken_script_it_is_the_script(self):
+        python = "#!/usr/bin/python3\n# element: say\n# VIRT_HOOKS_DRY_RUN\nprint({}['a'])\n"
+        for text in ("nothing-of-this-name\n", "/etc/passwd\n", python):
+            remedy = self.remedy(text)
+            self.assertIn(f"{self.hooks}/{PREPARE}/50-say", remedy)
+            self.assertNotIn("web.xml", remedy)
+
+    def test_where_it_may_be_the_host_both_are_named(self):
+        for reason in (
+            "vpn0 is down",
+            "50-say: $1: vpn0 is down",
+            "50-say: $1: say 'a' is not mounted",
+            "50-say: $1: say 'a': No such file or directory",
+        ):
+            remedy = self.remedy(f'echo "{reason}" >&2\nexit 1\n')
+            self.assertIn(f"edit {self.directory}/web.xml", remedy)
+            self.assertIn("mend that", remedy)
 
 
 class List(VirtHooksTestCase):
@@ -985,7 +1025,7 @@ class Replay(VirtHooksTestCase):
         self.assert_succeeds(result)
         operations = re.findall(r"(?m)^lxc web (\S+)", result.stdout)
         self.assertEqual(operations, ["prepare", "start", "started", "stopped", "release"])
-        self.assertRegex(result.stdout, f"(?m)^[a-z].*{self.directory}/data")
+        self.assertRegex(result.stdout, f"(?m)^    [a-z].*{self.directory}/data")
         self.assertFalse((self.directory / "data").exists())
 
     def test_it_passes_what_libvirt_passes(self):
@@ -1011,7 +1051,7 @@ class Replay(VirtHooksTestCase):
         self.script(f"{PREPARE}/15-bad", "#!/bin/sh\necho no >&2\nexit 7\n")
         result = self.replay(self.guest(""), "prepare", "release")
         self.assertEqual(result.returncode, 7)
-        self.assertRegex(result.stderr, r"\Ano\n.*15-bad: exit status 7\n")
+        self.assertRegex(result.stderr, r"\A    no\n    .*15-bad: exit status 7\n\Z")
         self.assertNotIn("release", result.stdout)
 
     def test_a_failure_is_red_on_a_terminal(self):
@@ -1035,10 +1075,11 @@ class Replay(VirtHooksTestCase):
         self.script(f"{PREPARE}/06-second", f"#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\n")
         command = [COMMAND, "replay", "--hooks-dir", self.hooks, self.guest(""), "prepare"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            self.assertIn("05-first, 06-second", process.stdout.readline())
-            self.assertEqual(process.stdout.readline(), "first\n")
+            said = [process.stdout.readline(), process.stdout.readline()]
             go.touch()
             process.stdout.read()
+        self.assertIn("05-first, 06-second", said[0])
+        self.assertEqual(said[1], "    first\n")
         self.assertEqual(process.returncode, 0)
 
     def test_a_dry_run_does_nothing_and_names_what_it_cannot_ask(self):
@@ -1046,7 +1087,7 @@ class Replay(VirtHooksTestCase):
         self.script(f"{PREPARE}/15-blind", f"#!/bin/sh\ntouch {ran}\n")
         result = self.replay("--dry-run", "--lifecycle", self.guest())
         self.assertEqual(result.returncode, 0)
-        self.assertRegex(result.stdout, f"(?m)^would .*{self.directory}/data")
+        self.assertRegex(result.stdout, f"(?m)^    would .*{self.directory}/data")
         self.assertIn("15-blind: not run", result.stderr)
         self.assertFalse(ran.exists())
         self.assertFalse((self.directory / "data").exists())
@@ -1058,7 +1099,33 @@ class Replay(VirtHooksTestCase):
         xml = domain("").replace("<metadata>", f"{uuid}\n<metadata>")
         result = self.replay("--driver", "qemu", self.guest(xml=xml), "restore")
         self.assert_succeeds(result)
-        self.assertIn(xml.replace("lxc", "kvm"), result.stdout)
+        self.assertIn(xml.replace("lxc", "kvm"), result.stdout.replace("\n    ", "\n"))
+
+    def test_a_filter_that_prints_no_xml_fails_as_under_libvirt(self):
+        install_dispatcher(self.hooks / "qemu")
+        self.script("qemu_restore_begin_-.d/10-filter", "#!/bin/sh\necho restoring\n")
+        result = self.replay("--driver", "qemu", self.guest(), "restore")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("10-filter", result.stderr)
+        self.assertIn("restoring", result.stderr)
+
+    def test_what_a_script_says_is_below_its_name_each_stream_by_itself(self):
+        self.script(f"{PREPARE}/05-say", "#!/bin/sh\necho out\necho err >&2\nprintf 'a\\tb\\n'\n")
+        result = self.replay(self.guest(""), "prepare", "start")
+        first, *said, last = result.stdout.splitlines()
+        self.assertIn("05-say", first)
+        self.assertEqual(said, ["    out", "    a\tb"])
+        self.assertIn("start", last)
+        self.assertEqual(result.stderr, "    err\n")
+
+    def test_a_reader_that_goes_away_does_not_keep_a_script_from_its_work(self):
+        done = self.directory / "done"
+        self.script(f"{PREPARE}/05-say", f"#!/bin/sh\nseq 100000\ntouch {done}\n")
+        program = '"$@" | head -n 1'
+        command = [COMMAND, "replay", "--hooks-dir", self.hooks, self.guest(""), "prepare"]
+        result = run(["sh", "-c", program, "sh", *command])
+        self.assertNotIn("Traceback", result.stderr)
+        self.assertTrue(done.exists())
 
     def test_the_reason_of_a_release(self):
         self.script(f"{RELEASE}/05-reason", '#!/bin/sh\necho "reason $4"\n')
@@ -1088,6 +1155,45 @@ class Replay(VirtHooksTestCase):
         self.assert_succeeds(self.replay("--dry-run", "test", "stopped"))
         self.assertEqual(ran.read_text(), "release\nprepare\nstopped\n")
 
+    def test_a_guest_that_runs_can_be_started_again(self):
+        policy = self.guest("<network-policy><nft>chain a { }</nft></network-policy>", name="test")
+        tables = ("nft", "list", "tables")
+        before = run(tables).stdout
+        for _again in range(2):
+            self.assert_succeeds(self.replay(policy, "start"))
+            table = run(tables).stdout.removeprefix(before).strip()
+            self.assertRegex(table, r"\Atable inet virt-hooks-\S+\Z")
+        self.addCleanup(run, ["nft", "delete", *table.split()])
+        run(["nft", "delete", *table.split()], check=True)  # as "nft flush ruleset" does
+        self.assert_succeeds(self.replay(policy, "start"))
+        self.assertIn(table, run(tables).stdout)
+
+    def test_a_guest_that_runs_keeps_its_files(self):
+        src, dst = self.directory / "src", self.directory / "dst"
+        for directory in (src, dst):
+            directory.mkdir()
+            (directory / "file").write_text(directory.name)
+        elements = f"<preload><dircopy><src>{src}</src><dst>{dst}</dst></dircopy></preload>"
+        result = self.replay(self.guest(elements, name="test"), "prepare")
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertIn("--force", result.stderr)
+        self.assertEqual((dst / "file").read_text(), "dst")
+        self.assert_succeeds(self.replay(self.guest(elements, name="another"), "prepare"))
+        self.assertEqual((dst / "file").read_text(), "src")
+
+    def test_a_guest_that_runs_keeps_what_it_uses_also_where_libvirt_does_not_answer(self):
+        ran, status = self.directory / "ran", Path("/run/libvirt/lxc/web.xml")
+        self.script(f"{RELEASE}/05-ran", f"#!/bin/sh\ntouch {ran}\n")
+        nobody = ("--connect", "lxc+unix:///system?socket=/run/none")
+        status.parent.mkdir(parents=True)
+        self.addCleanup(shutil.rmtree, "/run/libvirt")
+        status.touch()  # libvirt's own, as long as the guest runs
+        result = self.replay(*nobody, self.guest(""), "release")
+        self.assertEqual((result.returncode, ran.exists()), (2, False))
+        status.unlink()
+        self.assert_succeeds(self.replay(*nobody, self.guest(""), "release"))
+        self.assertTrue(ran.exists())
+
     def test_what_cannot_be_replayed_is_one_line_and_status_2(self):
         for arguments, part in (
             ([self.guest("")], "OPERATION"),
@@ -1110,57 +1216,144 @@ class Replay(VirtHooksTestCase):
 
 
 class New(VirtHooksTestCase):
+    def setUp(self):
+        super().setUp()
+        for driver in ("qemu", "network"):
+            install_dispatcher(self.hooks / driver)
+
     def new(self, *arguments):
         return self.virt_hooks("new", *arguments)
 
     def made(self, *arguments):
-        """The path of a new script."""
+        """The path of a new script, which is then switched on."""
         result = self.new(*arguments)
         self.assert_succeeds(result)
-        return Path(re.search(rf"{self.hooks}/[^ ,]+", result.stdout).group())
+        path = Path(re.search(rf"{self.hooks}/[^ ,]+", result.stdout).group())
+        path.chmod(0o755)
+        return path
 
-    def test_it_is_switched_off_until_the_command_that_is_shown(self):
+    def call(self, phase, elements, driver="qemu", dry_run=False):
+        """Call the installed hook, as libvirt does, for a guest or a network with a UUID."""
+        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
+        xml = domain(elements).replace("<metadata>", f"{uuid}<metadata>")
+        if driver == "network":
+            xml = f"<hookData>{xml.replace('domain', 'network')}</hookData>"
+        environment = {"PATH": os.environ["PATH"], "VIRT_HOOKS_DRY_RUN": "1" if dry_run else "0"}
+        return run([self.hooks / driver, "web", *phase.split()], input=xml, env=environment)
+
+    def assert_says(self, result, text):
+        self.assert_succeeds(result)
+        self.assertEqual(result.stdout, text)
+
+    def test_what_it_prints_works_in_that_order(self):
+        """The last command is for a guest of libvirt's: test_virt_hooks_libvirt does that one."""
         for language in ("sh", "python"):
-            result = self.new("--language", language, "lxc", "started", f"say-{language}")
-            self.assert_succeeds(result)
-            commands = [line.strip() for line in result.stdout.splitlines() if line[:4] == "    "]
-            block, try_it, switch_on = commands
-            path = Path(switch_on.split()[-1])
-            self.assertEqual(path.stat().st_mode, 0o100644)
-            self.assertIn(f"\n# element: say-{language}\n", path.read_text())
-            file = self.guest(block.partition(">")[2].rpartition("</hooks>")[0])
-            self.write("bin/virsh", f"#!/bin/sh\ncat {file}\n", 0o755)
-            environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
-            tried = run(["sh", "-c", try_it], env=environment)
-            self.assertEqual((tried.returncode, tried.stdout), (0, "would do it: some text\n"))
-            self.assertEqual(self.virt_hooks("check", self.guest("")).returncode, 0)
-            self.assertEqual(self.virt_hooks("check", file).returncode, 0)  # no element of ours
-            file = self.guest(block.partition(">")[2].rpartition("</hooks>")[0])
-            self.assertEqual(self.virt_hooks("check", file).returncode, 1)  # it asks what is off
-            self.assertEqual(run(["sh", "-c", switch_on]).returncode, 0)
-            self.assertEqual(self.virt_hooks("check", file).returncode, 0)
-            played = self.virt_hooks("replay", file, "started")
-            self.assertIn("do it here: some text\n", played.stdout)
-            path.unlink()
+            for operations, tried in (
+                ("release", ["would do it: some text\n"]),
+                ("prepare,release", ["would do it: some text\n", "would undo it\n"]),
+            ):
+                name = f"{operations.replace(',', '-')}-{language}"
+                result = self.new("--language", language, "lxc", operations, name)
+                self.assert_succeeds(result)
+                lines = result.stdout.splitlines()
+                *tries, switch_on, edit = [line for line in lines if line.startswith("    ")]
+                path = Path(switch_on.split()[-1])
+                self.assertEqual(path.stat().st_mode, 0o100644)
+                self.assertIn(f"\n# element: {name}\n", path.read_text())
+                self.assertEqual([run(["sh", "-c", line]).stdout for line in tries], tried)
+                file = self.guest(f"<{name}>some text</{name}>")
+                self.assertEqual(self.virt_hooks("check", file).returncode, 1)  # it is still off
+                self.assertEqual(run(["sh", "-c", switch_on]).returncode, 0)
+                self.assertEqual(self.virt_hooks("check", file).stdout, "")
+                self.assertIn(f"<{name}>some text</{name}>", lines[-2])
+                self.assertEqual(edit.split()[-1], "GUEST")
+                played = self.virt_hooks("replay", file, operations.partition(",")[0])
+                self.assertIn("    do it here: some text\n", played.stdout)
+                for place in list(self.hooks.glob(f"*/{path.name}")):
+                    place.unlink()
 
     def test_it_acts_for_all_elements_of_its_name_and_harms_no_other_guest(self):
         for language in ("sh", "python"):
             path = self.made("--language", language, "lxc", "started", "say")
-            path.chmod(0o755)
             for elements, status, said in (
                 ("<say>a</say><say> b </say>", 0, ["a", "b"]),
                 ("<x>say</x>", 0, []),
                 ('<o:say xmlns:o="urn:other">a</o:say>', 0, []),
                 ("<say/>", 1, []),
+                ("<say>a</say><say> </say>", 1, []),  # checked before anything is done
+                ('<say to="b">a</say>', 1, []),
+                ("<say>a<b/></say>", 1, []),
                 ("<say>a'b\"c $(reboot) &amp; \\n</say>", 0, ["a'b\"c $(reboot) & \\n"]),
+                ("<say>*</say><say>-n</say>", 0, ["*", "-n"]),
             ):
                 with self.subTest(language=language, elements=elements):
                     arguments = [path, "web", "started", "begin", "-"]
                     result = run(arguments, input=domain(elements))
                     self.assertEqual(result.returncode, status, result.stderr)
                     self.assertEqual(result.stdout, "".join(f"do it here: {t}\n" for t in said))
-                    self.assertEqual("say" in result.stderr, status == 1)
+                    if status:
+                        self.assertRegex(result.stderr, r"\A50-say: web: <say> [^\n]+\n\Z")
             path.unlink()
+
+    def test_two_phases_are_one_file_and_a_link(self):
+        result = self.new("qemu", "prepare,release", "isolate-cpus")
+        self.assert_succeeds(result)
+        link = self.hooks / "qemu_release_end_-.d/50-isolate-cpus"
+        self.assertEqual(os.readlink(link), "../qemu_prepare_begin_-.d/50-isolate-cpus")
+        self.assertTrue(link.is_file())
+        self.assertIn(str(link), result.stdout)
+        self.assertIn('case "$2" in', link.read_text())
+
+    def test_two_phases_through_the_installed_dispatcher(self):
+        for language in ("sh", "python"):
+            for driver, first, last in (
+                ("qemu", "prepare begin -", "release end shutdown"),
+                ("lxc", "start begin -", "stopped end -"),
+                ("network", "started begin -", "stopped end -"),
+            ):
+                operations = f"{first.split()[0]},{last.split()[0]}"
+                self.made("--language", language, driver, operations, f"do-{language}")
+                element = f"do-{language}"
+                state = Path(f"/run/virt-hooks/{element}-11111111-2222-3333-4444-555555555555")
+                two, broken = f"<{element}>a</{element}><{element}>b</{element}>", f"<{element}/>"
+                with self.subTest(language=language, driver=driver):
+                    shutil.rmtree("/run/virt-hooks", ignore_errors=True)
+                    self.assert_says(self.call(last, two, driver), "")  # without the first
+                    said = self.call(first, two, driver, dry_run=True)
+                    self.assert_says(said, "would do it: a\nwould do it: b\n")
+                    said = self.call(last, two, driver, dry_run=True)
+                    self.assert_says(said, "would undo it\n")
+                    self.assertFalse(state.exists())
+                    failed = self.call(first, broken, driver)
+                    self.assertEqual((failed.returncode, failed.stdout), (1, ""))
+                    self.assertIn(f"50-{element}: web: <{element}> ", failed.stderr)
+                    said = self.call(first, two, driver)
+                    self.assert_says(said, "do it here: a\ndo it here: b\n")
+                    self.assertEqual(state.read_text(), "a\nb\n")
+                    self.assertEqual(state.parent.stat().st_mode, 0o40700)
+                    self.call(last, two, driver, dry_run=True)
+                    self.assertTrue(state.exists())
+                    said = self.call(last, broken, driver)  # whatever the element says by then
+                    self.assert_says(said, "undo it here: a\nb\n")
+                    self.assertFalse(state.exists())
+                    self.assert_says(self.call(last, two, driver), "")  # for a second time
+
+    def test_a_filter_prints_nothing_into_the_guests_xml(self):
+        for language in ("sh", "python"):
+            for operation in ("migrate", "restore"):
+                name = f"{operation}-{language}"
+                self.made("--language", language, "qemu", operation, name)
+                result = self.call(f"{operation} begin -", f"<{name}>a</{name}>")
+                self.assertEqual((result.returncode, result.stdout), (0, ""))
+                self.assertIn("do it here: a\n", result.stderr)
+
+    def test_it_speaks_of_networks_where_it_is_for_one(self):
+        for language in ("sh", "python"):
+            name = f"a-{language}"
+            result = self.new("--language", language, "network", "started", name)
+            self.assertNotRegex(result.stdout, "(?i)guest")
+            text = (self.hooks / f"network_started_begin_-.d/50-{name}").read_text()
+            self.assertNotIn("guest", text)
 
     def test_in_sh_it_fails_where_xmllint_is_missing(self):
         path = self.made("lxc", "started", "say")
@@ -1181,13 +1374,37 @@ class New(VirtHooksTestCase):
     def test_in_sh_it_is_clean(self):
         if not shutil.which("shellcheck"):
             self.skipTest("shellcheck is not installed")
-        self.assert_succeeds(run(["shellcheck", self.made("lxc", "started", "say")]))
+        for driver, operations in (
+            ("lxc", "started"),
+            ("qemu", "prepare,release"),
+            ("network", "start,stopped"),
+            ("qemu", "restore"),
+        ):
+            self.assert_succeeds(run(["shellcheck", self.made(driver, operations, "say")]))
 
     def test_numbers(self):
-        for name, made in (("a", "50-a"), ("15-b", "15-b")):
-            self.assertEqual(self.made("lxc", "prepare", name), self.hooks / PREPARE / made)
+        for name, made in (("a", "50-a"), ("15-b", "15-b"), ("15b", "15-b")):
+            path = self.made("lxc", "prepare", name)
+            self.assertEqual(path, self.hooks / PREPARE / made)
+            path.unlink()
         path = self.hooks / "lxc_reconnect_begin_-.d/50-a"
         self.assertEqual(self.made("lxc", "reconnect", "a"), path)
+
+    def test_the_name_of_a_file_makes_the_name_of_an_element(self):
+        for name, made in (
+            ("cpu_governor.sh", "50-cpu-governor"),
+            ("15-cpu_governor.py", "15-cpu-governor"),
+            ("cpu_governor", "50-cpu-governor"),
+        ):
+            path = self.made("lxc", "prepare", name)
+            self.assertEqual(path.name, made)
+            self.assertEqual(path.read_text().splitlines()[1], "# element: cpu-governor")
+            path.unlink()
+
+    def test_a_name_that_the_text_has_for_others(self):
+        path = self.made("lxc", "prepare,release", "FIRST-guest-NAME")
+        self.assertIn("\n# element: FIRST-guest-NAME\n", path.read_text())
+        self.assertIn("\n    release)\n", path.read_text())
 
     def test_modes_are_right_whatever_the_umask(self):
         result = self.virt_hooks("new", "lxc", "started", "a", umask=0o077)
@@ -1202,14 +1419,196 @@ class New(VirtHooksTestCase):
         text = (self.hooks / PREPARE / "10-mkdirs").read_text()
         self.assertEqual(text, (CHECKOUT / PREPARE / "10-mkdirs").read_text())
 
+    def test_where_something_is_in_the_place_of_the_link_nothing_is_made(self):
+        link = self.hooks / RELEASE / "50-a"
+        link.symlink_to("nowhere")
+        result = self.new("lxc", "prepare,release", "a")
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertIn(str(link), result.stderr)
+        self.assertFalse((self.hooks / PREPARE / "50-a").exists())
+        self.assertEqual(os.readlink(link), "nowhere")
+
     def test_names_that_no_element_can_have(self):
-        for name in ("", "1", "10-", "a b", "../a", "a'b", "$(a)", "-a", "a/b", "é"):
+        for name in ("", "1", "10-", "a b", "../a", "a'b", "$(a)", "-a", "a/b", "é", "a.pl", ".sh"):
             result = self.new("lxc", "prepare", "--", name)
             self.assertEqual(result.returncode, 2, name)
-            self.assertNotIn("Traceback", result.stderr)
-        result = self.new("lxc", "migrate", "a")
-        self.assertEqual(result.returncode, 2)
-        self.assertIn("'migrate'", result.stderr)
+            self.assertRegex(result.stderr, r"\Avirt-hooks: [^\n]+\n\Z")
+
+    def test_operations_of_which_none_undoes_another(self):
+        for operations in (
+            *("migrate", "prepare,", "prepare,nope", "prepare,prepare", "prepare,start"),
+            *("stopped,release", "release,prepare", "prepare,start,release", ""),
+        ):
+            result = self.new("lxc", operations, "a")
+            self.assertEqual((result.returncode, result.stdout), (2, ""), operations)
+            self.assertRegex(result.stderr, r"\Avirt-hooks: [^\n]+\n\Z")
+            self.assertEqual(list(self.hooks.glob("*/50-a")), [])
+
+
+class Editing(VirtHooksTestCase):
+    """metadata --edit, on a terminal and without one, of the guest that is in virsh itself."""
+
+    GOOD = "<hooks><mkdirs><dir>/srv/a</dir></mkdirs></hooks>"
+    BAD = "<hooks><mkdirs><dir>srv/a</dir></mkdirs></hooks>"
+    BROKEN = "<hooks><mkdirs></hooks>"
+    IS_SET = "<hooks> is set"
+    ARGUMENTS = ("--driver", "lxc", "test")
+
+    def editor(self, *texts):
+        """An editor that saves one text after the other."""
+        for number, text in enumerate(texts):
+            self.write(f"texts/{number}", text)
+        program = '#!/bin/sh\nset -e\nset -- "$1" "$(dirname "$0")"/texts/*\n'
+        return self.write("editor", f'{program}cat "$2" >"$1"\nrm "$2"\n', 0o755)
+
+    def environment(self, editor):
+        environment = {"PATH": os.environ["PATH"], "NO_COLOR": "1", "EDITOR": str(editor)}
+        return {**environment, "TMPDIR": str(self.directory)}
+
+    def edit(self, editor, *options):
+        """Edit without a terminal."""
+        arguments = ("--edit", *options, *self.ARGUMENTS)
+        return self.virt_hooks("metadata", *arguments, env=self.environment(editor))
+
+    def edit_on_terminal(self, answers, *texts):
+        """Edit on a terminal, with answers to what is asked there: (exit status, output)."""
+        self.editor_left = self.editor(*texts).parent / "texts"
+        pid, terminal = pty.fork()
+        if pid == 0:
+            places = ["--hooks-dir", self.hooks, *NO_LIBVIRT]
+            command = [COMMAND, "metadata", *places, "--edit", *self.ARGUMENTS]
+            os.execve(COMMAND, command, self.environment(self.directory / "editor"))
+        os.write(terminal, answers.encode())
+        output = b""
+        try:
+            while data := os.read(terminal, 65536):
+                output += data
+        except OSError:
+            pass  # the other end is closed
+        os.close(terminal)
+        _pid, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status), output.decode()
+
+    def kept(self):
+        """The texts that are kept, for another try."""
+        return [path.read_text() for path in self.directory.glob("virt-hooks-*.xml")]
+
+    def test_e_edits_again(self):
+        status, output = self.edit_on_terminal("e\ne\n", self.BAD, self.BROKEN, self.GOOD)
+        self.assertEqual(status, 0, output)
+        self.assertIn(self.IS_SET, output)
+        self.assertEqual((self.kept(), list(self.editor_left.iterdir())), ([], []))
+
+    def test_x_leaves_it_and_says_how_the_text_can_be_used(self):
+        for text, status_of in ((self.BAD, 1), (self.BROKEN, 2)):
+            status, output = self.edit_on_terminal("x\n", text)
+            self.assertEqual(status, status_of, output)
+            self.assertNotIn(self.IS_SET, output)
+            self.assertEqual(self.kept(), [text])
+            path = next(self.directory.glob("virt-hooks-*.xml"))
+            command = re.findall(r"virt-hooks (metadata .*)", output)[-1].split()
+            for words in (["--driver", "lxc"], [*NO_LIBVIRT], ["--set", str(path)]):
+                index = command.index(words[0])
+                self.assertEqual(command[index : index + 2], words)
+            path.write_text(self.GOOD)
+            self.assert_succeeds(run([COMMAND, *command]))
+            path.unlink()
+
+    def test_q_sets_it_all_the_same(self):
+        status, output = self.edit_on_terminal("Q\n", self.BAD)
+        self.assertEqual(status, 0, output)
+        self.assertIn(self.IS_SET, output)
+        self.assertEqual(self.kept(), [])
+
+    def test_what_is_no_hooks_at_all_cannot_be_set(self):
+        for text in (self.BROKEN, "", "<hook/>"):
+            status, output = self.edit_on_terminal("Q\nx\n", text)
+            self.assertEqual(status, 2, output)
+            self.assertNotIn(self.IS_SET, output)
+            self.assertEqual(self.kept(), [text])
+            next(self.directory.glob("virt-hooks-*.xml")).unlink()
+
+    def test_another_answer_is_asked_for_again_and_the_end_of_input_leaves_it(self):
+        status, output = self.edit_on_terminal("q\n\nyes\n\4", self.BAD)
+        self.assertEqual(status, 1, output)
+        self.assertEqual(output.count("Q: "), 4)
+        self.assertEqual(self.kept(), [self.BAD])
+
+    def test_a_host_that_is_not_ready_is_said_and_does_not_ask(self):
+        (self.hooks / PREPARE / "10-mkdirs").chmod(0o644)
+        mount = CHECKOUT / "examples/05-need-mount"
+        shutil.copy(mount, self.hooks / PREPARE)
+        need_mount = f"<need-mount><dir>{self.directory}</dir></need-mount>"
+        for elements, problem in (
+            ("<mkdirs><dir>/srv/a</dir></mkdirs>", "10-mkdirs is switched off"),
+            (need_mount, f"'{self.directory}' is not mounted"),
+        ):
+            status, output = self.edit_on_terminal("", f"<hooks>{elements}</hooks>")
+            self.assertEqual(status, 0, output)
+            self.assertIn(problem, output)
+            self.assertIn(self.IS_SET, output)
+        (self.hooks / "lxc").unlink()
+        status, output = self.edit_on_terminal("", self.GOOD)
+        self.assertEqual(status, 0, output)
+        self.assertIn(f"{self.hooks}/lxc", output)
+        self.assertIn(self.IS_SET, output)
+
+    def test_without_a_terminal_nothing_is_asked_and_force_sets_it(self):
+        result = self.edit(self.editor(self.BAD))
+        self.assertEqual(result.returncode, 1)
+        self.assertNotIn(self.IS_SET, result.stdout)
+        self.assertEqual(self.kept(), [self.BAD])
+        result = self.edit(self.editor(self.BAD), "--force")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertIn("srv/a", result.stdout)  # it is said all the same
+        self.assertIn(self.IS_SET, result.stdout)
+        for force, status in (((), 1), (("--force",), 0)):
+            arguments = ("--set", "-", *force, *self.ARGUMENTS)
+            result = self.virt_hooks("metadata", *arguments, input=self.BAD)
+            self.assertEqual(
+                (result.returncode, self.IS_SET in result.stdout), (status, not status)
+            )
+
+    def test_it_begins_with_a_hooks_that_virsh_edit_takes(self):
+        seen = self.directory / "seen"
+        editor = self.write("editor", f'#!/bin/sh\ncp "$1" {seen}\n', 0o755)
+        self.assert_succeeds(self.edit(editor))
+        self.assertEqual(
+            re.sub(r"\s+", " ", seen.read_text()), f'<hooks xmlns="{NAMESPACE}"> </hooks> '
+        )
+        self.assertEqual(self.kept(), [])
+
+    def test_without_the_editor_it_is_one_line(self):
+        for variable in ("EDITOR", "VISUAL"):
+            environment = {**self.environment("true"), variable: "/opt/none -x"}
+            arguments = ("--edit", *self.ARGUMENTS)
+            result = self.virt_hooks("metadata", *arguments, env=environment)
+            self.assertEqual((result.returncode, result.stdout, self.kept()), (2, "", []))
+            self.assertRegex(result.stderr, r"\Avirt-hooks: [^\n]*/opt/none[^\n]*\n\Z")
+            self.assertIn(variable, result.stderr)
+        (self.directory / "bin").mkdir()
+        for name in ("virsh", "python3"):
+            (self.directory / "bin" / name).symlink_to(shutil.which(name))
+        environment = {"PATH": f"{self.directory}/bin", "TMPDIR": str(self.directory)}
+        result = self.virt_hooks("metadata", "--edit", *self.ARGUMENTS, env=environment)
+        self.assertEqual((result.returncode, result.stdout, self.kept()), (2, "", []))
+        self.assertRegex(result.stderr, r"\Avirt-hooks: [^\n]*vi\b[^\n]*EDITOR[^\n]*\n\Z")
+
+    def test_somebody_else_than_root_is_refused_before_the_editor_starts(self):
+        arguments = ("--edit", *self.ARGUMENTS)
+        environment = self.environment(self.editor(self.GOOD))
+        os.chmod(self.directory, 0o777)
+        result = self.virt_hooks("metadata", *arguments, env=environment, user="nobody")
+        self.assertEqual((result.returncode, result.stdout, self.kept()), (2, "", []))
+        self.assertRegex(result.stderr, r"\Avirt-hooks: [^\n]*root[^\n]*\n\Z")
+        self.assertTrue(list((self.directory / "texts").iterdir()))
+
+    def test_an_editor_that_fails_keeps_what_it_has_saved(self):
+        editor = self.write("editor", '#!/bin/sh\necho half >"$1"\nexit 3\n', 0o755)
+        result = self.edit(editor)
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertEqual(self.kept(), ["half\n"])
+        self.assertIn("--set", result.stderr)
 
 
 class Page(TestCase):
@@ -1295,6 +1694,7 @@ class Completion(VirtHooksTestCase):
         self.assertEqual(set(self.complete("list", "--driver", "")), drivers | {"daemon"})
         for offered in (self.complete("new", "lxc", ""), self.complete("replay", "web", "")):
             self.assertGreaterEqual(set(offered), {"prepare", "release", "stopped"})
+        self.assertIn("prepare,release", self.complete("new", "qemu", "prep"))
 
     def test_guests_are_virshs_whatever_their_names(self):
         uri = ("test", ":", "///default")  # as bash parts it

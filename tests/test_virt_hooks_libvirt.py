@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import unittest
+from pathlib import Path
 
 from harness import CHECKOUT, NAMESPACE, TestCase, run
 from libvirt import (
@@ -273,14 +274,29 @@ class Metadata(VirtHooksTestCase):
         ):
             text = form.format(self.directory)
             self.assert_succeeds(self.metadata("--set", "-", "web", input=text))
-            shown = re.sub(r"\s|<!-- why -->", "", self.metadata("--get", "web").stdout)
-            block = f"<hooks><mkdirs><dir>{self.directory}/a</dir></mkdirs></hooks>"
-            self.assertEqual(shown, block)
+            shown = self.metadata("--get", "web").stdout
+            shown = re.sub(r"(?<=>)\s+", "", shown).replace("<!-- why -->", "")
+            block = f"<mkdirs><dir>{self.directory}/a</dir></mkdirs></hooks>"
+            self.assertEqual(shown, f'<hooks xmlns="{NAMESPACE}">{block}')
         environment = {**os.environ, "EDITOR": "sed -i s,/a<,/b<,"}
         self.assert_succeeds(self.metadata("--edit", "web", env=environment))
         self.assertIn(f"<dir>{self.directory}/b</dir>", self.metadata("web").stdout)
         guest.live()
         self.assertTrue((self.directory / "b").is_dir())
+
+    def test_what_it_prints_can_be_pasted_into_virsh_edit(self):
+        self.guest(f"<mkdirs><dir>{self.directory}/a</dir></mkdirs>")
+        block = self.metadata("web").stdout
+        guest = self.guest()
+        paste = f"/<metadata/d\n/<memory/i<metadata>{block.strip().replace(chr(10), '')}</metadata>"
+        editor = self.write("editor", '#!/bin/sh\nsed -i "$(cat "$0.sed")" "$1"\n', 0o755)
+        self.write("editor.sed", paste)
+        environment = {**os.environ, "VISUAL": str(editor)}
+        result = run(["virsh", "-c", "lxc:///", "edit", "web"], env=environment)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(self.metadata("web").stdout, block)
+        guest.live()
+        self.assertTrue((self.directory / "a").is_dir())
 
     def test_guests_of_any_name(self):
         for name in ODD_NAMES[:3]:
@@ -313,6 +329,7 @@ class Metadata(VirtHooksTestCase):
                 self.assertEqual(result.returncode, status)
                 kept = re.search(r"your text is in (\S+):", result.stderr).group(1)
                 self.assertEqual(open(kept).read(), text)
+                self.assertIn(f"virt-hooks metadata --set {kept} web", result.stderr)
                 os.unlink(kept)
                 self.assertEqual(self.metadata("web").stdout, before)
 
@@ -323,8 +340,8 @@ class Metadata(VirtHooksTestCase):
         for editor in ("false", "/opt/none"):
             result = self.metadata("--edit", "web", env={**os.environ, "EDITOR": editor})
             self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
-            self.assertIn(f"the editor, {editor}", result.stderr)
-            os.unlink(re.search(r"your text is in (\S+)", result.stderr).group(1))
+            self.assertIn(editor, result.stderr)
+            self.assertEqual(list(Path("/tmp").glob("virt-hooks-*.xml")), [])
         self.assertEqual(guest.virsh("dumpxml").stdout, before)
 
     def test_a_guest_that_runs_keeps_what_it_has_until_the_next_start(self):
@@ -347,6 +364,75 @@ class Metadata(VirtHooksTestCase):
         self.assertNotIn("is running", result.stdout)
         guest.live()
         self.assertFalse((self.directory / "later").exists())
+
+
+class Making(VirtHooksTestCase):
+    """What new prints works in the order in which it is printed."""
+
+    def follow(self, *arguments, name):
+        """Do what new prints, as root would, line by line; return the path of the script."""
+        result = self.virt_hooks("new", *arguments)
+        self.assert_succeeds(result)
+        for path in re.findall(r"(?m)^made (\S+/50-[a-z-]+)", result.stdout):
+            self.addCleanup(os.unlink, path)
+        lines = result.stdout.splitlines()
+        script = next(line.split()[-1] for line in lines if "chmod" in line)
+        element = re.search(r"put (<.+>) into", lines[-2]).group(1).partition(" into")[0]
+        editor = self.write("editor", '#!/bin/sh\nsed -i "$(cat "$0.sed")" "$1"\n', 0o755)
+        metadata = f'<metadata><hooks xmlns="{NAMESPACE}">{element}</hooks></metadata>'
+        self.write("editor.sed", f"s|</hooks>|{element}&|\ns|</network>|{metadata}&|")
+        environment = {**os.environ, "VISUAL": str(editor)}
+        for line in (line for line in lines if line.startswith("    ")):
+            command = re.sub("GUEST|NETWORK", name, line)
+            result = run(["sh", "-euc", command], env=environment)
+            self.assertEqual((result.returncode, result.stderr), (0, ""), command)
+        return Path(script)
+
+    def state(self, script, xml):
+        """Where a new script keeps what it has done for a guest."""
+        uuid = re.search("<uuid>(.*)</uuid>", xml).group(1)
+        return Path(f"/run/virt-hooks/{script.name.removeprefix('50-')}-{uuid}")
+
+    def test_a_script_for_two_phases_of_a_guest(self):
+        for language, elements in (("sh", ""), ("python", "<mkdirs><dir>/srv/a</dir></mkdirs>")):
+            with self.subTest(language=language):
+                guest = self.guest(elements)
+                words = ("--language", language, "lxc", "prepare,release", f"isolate-{language}")
+                state = self.state(
+                    self.follow(*words, name="web"), guest.virsh("dumpxml", "--inactive").stdout
+                )
+                self.assertEqual(
+                    "<mkdirs>" in self.virt_hooks("metadata", "web").stdout, elements != ""
+                )
+                self.assert_sound("web")
+                self.assertFalse(state.exists())
+                guest.start()
+                self.assertEqual(state.read_text(), "some text\n")
+                guest.end()
+                self.assertFalse(state.exists())
+
+    def test_a_script_for_two_phases_of_a_network(self):
+        install("--driver", "network")
+        self.addCleanup(install, "--no-reload", "--uninstall", "--driver", "network")
+        file = self.write("net.xml", "<network><name>lan</name><bridge name='virbr7'/></network>")
+        connect = ("virsh", "-c", "network:///system")
+        run([*connect, "net-define", file], check=True)
+        self.addCleanup(run, [*connect, "net-undefine", "lan"])
+        words = ("network", "started,stopped", "say-network")
+        for directory in ("network_started_begin_-.d", "network_stopped_end_-.d"):
+            self.addCleanup(os.rmdir, HOOKS / directory)
+        script = self.follow(*words, name="lan")
+        state = self.state(script, run([*connect, "net-dumpxml", "lan"]).stdout)
+        self.addCleanup(run, [*connect, "net-destroy", "lan"])
+
+        def called():
+            run([*connect, "net-start", "lan"], check=True)
+            done = state.exists()
+            run([*connect, "net-destroy", "lan"], check=True)
+            return done
+
+        wait_until(called)  # when libvirtd has noticed the hook
+        self.assertFalse(state.exists())
 
 
 class Completing(VirtHooksTestCase):
