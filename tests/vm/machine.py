@@ -16,13 +16,24 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
 PLACE = Path("/var/tmp/virt-hooks-vm")
-KERNEL = ["-kernel", PLACE / "vmlinuz", "-initrd", PLACE / "initrd.img",
-          "-append", "root=/dev/vda rw console=ttyS0"]  # fmt: skip
+# the display adapters have no driver until a test asks for bochs: the firmware's framebuffer stays
+KERNEL = [
+    "-kernel",
+    PLACE / "vmlinuz",
+    "-initrd",
+    PLACE / "initrd.img",
+    "-append",
+    "root=/dev/vda rw console=ttyS0 maxcpus=1 intel_iommu=on iommu=pt modprobe.blacklist=bochs",
+]
+# an IOMMU and two display adapters, for guests of the machine; the firmware shows the first one
+BOARD = ["-machine", "q35,kernel-irqchip=split", "-bios", "/usr/share/ovmf/OVMF.fd",
+         "-device", "intel-iommu,intremap=on,caching-mode=on",
+         "-device", "bochs-display,addr=0x10", "-device", "VGA,addr=0x11"]  # fmt: skip
 AGENT = ["-device", "virtio-serial",
          "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]  # fmt: skip
-KVM = ["-accel", "kvm", "-cpu", "host", "-smp", "2"]
-# one processor: Linux patches its code while it runs, and QEMU 7.2's second one meets it half-way
-EMULATION = ["-accel", "tcg", "-cpu", "max"]
+KVM = ["-accel", "kvm", "-cpu", "host"]
+# one thread: Linux patches its code while it runs, and a second one of QEMU 7.2 meets it half-way
+EMULATION = ["-accel", "tcg,thread=single", "-cpu", "max"]
 KVM_BOOTS = 30  # seconds in which systemd runs, if KVM works
 
 sys.path.insert(0, str(HERE.parent))
@@ -66,7 +77,18 @@ class Machine:
         with open(self.directory / "log", "wb") as log:
             self.process = subprocess.Popen(
                 ["nice", "qemu-system-x86_64", "-nodefaults", "-display", "none"]
-                + ["-m", "1G", *self.accelerator, *KERNEL, "-chardev", agent, *AGENT]
+                + [
+                    "-m",
+                    "1G",
+                    "-smp",
+                    "3",
+                    *self.accelerator,
+                    *BOARD,
+                    *KERNEL,
+                    "-chardev",
+                    agent,
+                    *AGENT,
+                ]
                 + ["-serial", f"file:{self.console}", "-drive", disks[0], "-drive", disks[1]],
                 stderr=log,
             )

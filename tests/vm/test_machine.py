@@ -1,4 +1,4 @@
-"""virt-hooks on a whole machine: systemd, AppArmor, the journal, reboot and power cut."""
+"""virt-hooks on a whole machine: systemd, AppArmor, the journal, passthrough, reboot, power cut."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from libvirt import APPLETS, LXC
+from libvirt import APPLETS, LXC, QEMU
 from machine import CHECKOUT, Machine, definition, wait_until
 
 HOOKS = "/etc/libvirt/hooks"
@@ -14,6 +14,7 @@ PREPARE = f"{HOOKS}/lxc_prepare_begin_-.d"
 ROOT = "/srv/root"  # of all containers
 PACKAGE = "dpkg --install /root/virt-hooks.deb"
 INSTALLER = "/root/checkout/install.sh"
+STATES = "/run/virt-hooks"
 FILES = 10000  # so many that a copy, and a removal, can be interrupted
 SLEEP = "trap exit TERM; while true; do sleep 1; done"
 IGNORE = "trap '' TERM; while true; do sleep 1; done"
@@ -29,6 +30,46 @@ ALL_ELEMENTS = """
     </nft></network-policy>
     <archive><dircopy><src>/srv/web/log</src><dst>/srv/archive/web</dst></dircopy></archive>
     <post-rm-rf><dir>/srv/web/log</dir></post-rm-rf>"""
+
+QEMU_GUEST = """
+    <domain type='qemu'>
+      <name>{name}</name>
+      <metadata><hooks xmlns="urn:virt-hooks:1">{elements}</hooks></metadata>
+      <memory unit='MiB'>32</memory>
+      {cpus}
+      <os><type arch='x86_64' machine='pc'>hvm</type></os>
+      <devices>
+        <emulator>/usr/bin/qemu-system-x86_64</emulator>
+        <controller type='usb' model='none'/><memballoon model='none'/>
+        {devices}
+      </devices>
+    </domain>"""
+# the firmware shows the console on the first adapter, Linux with the driver bochs on the second
+FIRST, SECOND = "0000:00:10.0", "0000:00:11.0"
+FIRMWARE = "/sys/bus/platform/devices/efi-framebuffer.0"
+DISPLAY = """cd /sys
+    for path in class/graphics/fb[0-9]* bus/platform/devices/*framebuffer*/driver \\
+        bus/pci/devices/*/driver; do
+        if [ -e "$path" ]; then echo "$path $(readlink -f "$path")"; fi
+    done
+    grep . class/vtconsole/*/name class/vtconsole/*/bind"""
+CONSOLE = """for place in /sys/class/vtconsole/*; do
+        if grep -q 'frame buffer' "$place/name"; then cat "$place/bind"; fi
+    done"""
+UNIT = "site-display.service"
+HOST = f"""systemctl show --property=ActiveState {UNIT}
+    systemctl show --property=AllowedCPUs user.slice system.slice init.scope
+    grep Cpus_allowed_list /proc/1/status /proc/$(pidof systemd-journald)/status"""
+
+SITE = """#!/usr/bin/python3
+import ctypes, pathlib, subprocess
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mount(b"site", b"/srv/web/own", b"tmpfs", 0, None):
+    raise OSError(ctypes.get_errno(), "mount(2)")
+profile = pathlib.Path("/proc/self/attr/apparmor/current").read_text()
+pathlib.Path("/srv/web/profile").write_text(profile)
+subprocess.run(["/usr/local/bin/site-program"], check=True)
+"""
 
 
 def setUpModule():
@@ -61,8 +102,8 @@ def exists(path):
     return machine.run(f"test -e {path}").returncode == 0
 
 
-def virsh(words):
-    return machine.run(f"virsh -c {LXC} {words}")
+def virsh(words, uri=LXC):
+    return machine.run(f"virsh -c {uri} {words}")
 
 
 def tree(directory):
@@ -73,14 +114,23 @@ def tree(directory):
 
 
 def denials():
-    """What the kernel has denied libvirtd, and the hooks in its profile."""
-    grep = """grep 'apparmor="DENIED".*profile="libvirtd"'"""
-    return machine.done(f"journalctl --boot --dmesg | {grep} || true").splitlines()
+    """What the kernel has denied anybody, by AppArmor."""
+    return machine.done("journalctl --boot --dmesg | grep 'apparmor=.DENIED' || true").splitlines()
+
+
+def put_examples(add_cleanup, *names):
+    """Put examples into prepare of QEMU, and links to them into release."""
+    for name in names:
+        script = f"{HOOKS}/qemu_prepare_begin_-.d/{name}"
+        link = f"{HOOKS}/qemu_release_end_-.d/{name}"
+        machine.write(script, (CHECKOUT / "examples" / name).read_bytes(), "755")
+        machine.done(f"ln -s {script} {link}")
+        add_cleanup(machine.done, f"rm {script} {link}")
 
 
 class TestCase(unittest.TestCase):
-    def done(self, words):
-        result = virsh(words)
+    def done(self, words, uri=LXC):
+        result = virsh(words, uri)
         self.assertEqual(result.returncode, 0, result.stderr)
 
     def guest(self, name, elements, command=SLEEP):
@@ -103,6 +153,19 @@ class TestCase(unittest.TestCase):
         self.stop(name)
         self.done(f"undefine {name}")
         machine.done(f"rm -rf /srv/{name} /srv/archive")
+
+    def qemu_guest(self, name, elements="", cpus="", devices=""):
+        """Define a QEMU guest, until the test is over."""
+        text = QEMU_GUEST.format(name=name, elements=elements, cpus=cpus, devices=devices)
+        machine.write(f"/root/{name}.xml", text)
+        self.done(f"define /root/{name}.xml", QEMU)
+        self.addCleanup(self.done, f"undefine {name} --managed-save", QEMU)
+        self.addCleanup(virsh, f"destroy {name}", QEMU)  # it may be off
+
+    def fail_prepare(self, command):
+        """Let prepare fail at last, until the test is over; a command tells /root/told before."""
+        text = f"#!/bin/sh\n({command}) >/root/told 2>&1\nexit 7\n"
+        self.put(f"{HOOKS}/qemu_prepare_begin_-.d/90-fails", text)
 
     def put(self, path, text):
         """Put a script into place, until the test is over."""
@@ -191,7 +254,9 @@ class Confined(TestCase):
         self.assertIn("from 10.99.0.5 lookup uplink2", machine.done("ip rule"))
         self.assertIn("10.99.0.0/16", machine.done("ip route show table uplink2"))
         machine.write("/srv/web/log/line", "text")
+        busy = machine.done("cd /srv/web/tmp; setsid sleep 900 >/dev/null 2>&1 & echo $!")
         self.stop("web")
+        machine.done(f"kill {busy}")
         self.assertEqual(machine.done("cat /srv/archive/web/line"), "text")
         self.assertFalse(exists("/srv/web/log"))
         self.assertEqual(machine.run("findmnt /srv/web/tmp").stdout, "")
@@ -213,27 +278,21 @@ class Confined(TestCase):
         failed = [e["MESSAGE"] for e in self.journal("journal") if e["PRIORITY"] == "3"]
         self.assertTrue(any("50-fails" in line and "7" in line for line in failed), failed)
 
-    def test_a_script_outside_the_hooks_directory_is_refused_until_a_rule_allows_it(self):
-        site, local = "/usr/local/lib/site", "/etc/apparmor.d/local/usr.sbin.libvirtd"
-        self.guest("web", "<mkdirs><dir>/srv/web/log</dir></mkdirs>")
-        self.put(f"{site}/50-site", "#!/bin/sh\nsite-program\n")
-        self.put("/usr/local/bin/site-program", "#!/bin/sh\ntouch /srv/web/site\n")
-        machine.done(f"ln -s {site}/50-site {PREPARE}")
+    def test_a_script_is_not_confined_wherever_it_is_and_whatever_it_does(self):
+        self.guest("web", "<mkdirs><dir>/srv/web/own</dir></mkdirs>")
+        self.put("/opt/site/50-site", SITE)
+        self.put("/usr/local/bin/site-program", "#!/bin/sh\necho site >/srv/web/site\n")
+        machine.done(f"ln -s /opt/site/50-site {PREPARE}")
         self.addCleanup(machine.done, f"rm {PREPARE}/50-site")
+        self.assert_nothing_is_found()
         before = denials()
-        said = virsh("start web").stderr
-        self.assertIn("50-site", said)
-        self.assertIn("AppArmor", said)
-        self.assertTrue(any(f"{site}/50-site" in line for line in denials()[len(before) :]))
-        self.assert_found("50-site", "AppArmor")
-
-        load = "apparmor_parser --replace /etc/apparmor.d/usr.sbin.libvirtd"
-        machine.done(f"cp {local} /root/local")
-        self.addCleanup(machine.done, f"mv /root/local {local} && {load}")
-        machine.done(f"cat >>{local} && {load}",
-                     given=b"/usr/local/lib/site/** rmix,\n/usr/local/bin/* PUx,\n")  # fmt: skip
         self.done("start web")
-        self.assertTrue(exists("/srv/web/site"))
+        self.addCleanup(machine.done, "umount /srv/web/own")
+        self.assertEqual(machine.done("cat /srv/web/site"), "site")
+        self.assertEqual(machine.done("findmnt -no SOURCE /srv/web/own"), "site")
+        self.assertEqual(machine.done("cat /srv/web/profile"), "unconfined")
+        self.stop("web")
+        self.assertEqual(denials(), before)
         self.assert_nothing_is_found()
 
     def test_check_is_silent_until_a_hook_comes_just_after_a_restart_of_libvirtd(self):
@@ -252,6 +311,215 @@ class Confined(TestCase):
         machine.done("cp /etc/fstab /root && echo /dev/vdc /srv/late ext4 nofail >>/etc/fstab")
         self.addCleanup(machine.done, "mv /root/fstab /etc/fstab")
         self.assert_found("web", "/srv/late")
+
+
+class Passthrough(TestCase):
+    """30-free-gpu, with QEMU guests that really get a display adapter, through vfio-pci."""
+
+    @classmethod
+    def setUpClass(cls):
+        install()
+        put_examples(cls.addClassCleanup, "30-free-gpu")
+
+    def passthrough(self, name, adapter):
+        domain, bus, slot = adapter.partition(".")[0].split(":")
+        self.qemu_guest(name, devices=f"""
+            <hostdev mode='subsystem' type='pci' managed='yes'>
+              <source><address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x0'/>
+            </source></hostdev>""")  # fmt: skip
+
+    def show_on_firmware(self):
+        """Let the console be on the framebuffer of the firmware; return what shows it."""
+        if not exists(f"{FIRMWARE}/driver"):
+            machine.reboot()
+        return self.display(f"{FIRMWARE}/driver", FIRST)
+
+    def display(self, *parts):
+        """What sysfs says of consoles, framebuffers and drivers; the console is on one."""
+        self.assertEqual(machine.done(CONSOLE), "1")
+        shown = machine.done(DISPLAY)
+        for part in parts:
+            self.assertIn(part.removeprefix("/sys/"), shown)
+        return shown
+
+    def driver(self, adapter):
+        return machine.done(f"basename $(readlink /sys/bus/pci/devices/{adapter}/driver)")
+
+    def states(self):
+        return machine.run(f"ls {STATES}").stdout.count("hostdev-")
+
+    def assert_taken(self, adapter, console):
+        """A guest has an adapter, with its memory; the console is bound, or is not."""
+        self.assertEqual(machine.done(CONSOLE) == "1", console)
+        self.assertEqual(self.driver(adapter), "vfio-pci")
+        self.assertFalse(exists(f"{FIRMWARE}/driver"))
+        own = f"grep --after-context=1 {adapter} /proc/iomem | grep --count vfio-pci"
+        self.assertEqual(machine.done(own), "2")  # its framebuffer and its registers
+        self.assertNotIn("can't reserve", machine.done("dmesg"))
+
+    def test_a_guest_gets_the_firmwares_display_and_afterwards_the_console_is_back(self):
+        before = self.show_on_firmware()
+        for name in ("one", "other"):
+            self.passthrough(name, FIRST)
+        self.done("start one", QEMU)
+        self.assert_taken(FIRST, console=False)
+        for refused in ("managedsave one", "start other"):  # by libvirt
+            self.assertNotEqual(virsh(refused, QEMU).returncode, 0)
+            self.assert_taken(FIRST, console=False)
+        self.done("destroy one", QEMU)
+        self.assertEqual(self.display(), before)
+        self.assertEqual(self.states(), 0)
+
+        self.done("start other", QEMU)
+        self.assert_taken(FIRST, console=False)
+        self.assertEqual(self.states(), 1)
+        self.assertEqual(machine.done(f"stat -c %a:%u {STATES}"), "700:0")
+        self.done("destroy other", QEMU)
+        self.assertEqual(self.display(), before)
+        self.assertEqual(self.states(), 0)
+
+    def test_after_a_start_that_fails_the_console_is_back(self):
+        before = self.show_on_firmware()
+        self.passthrough("one", FIRST)
+        self.fail_prepare(f"{CONSOLE}\nls {FIRMWARE}")
+        self.assertNotEqual(virsh("start one", QEMU).returncode, 0)
+        told = machine.done("cat /root/told").split()
+        self.assertNotIn("1", told)
+        self.assertNotIn("driver", told)
+        self.assertEqual(self.display(), before)
+        self.assertEqual(self.states(), 0)
+
+    def test_it_may_be_called_out_of_turn_and_twice_and_a_dry_run_changes_nothing(self):
+        before = self.show_on_firmware()
+        self.passthrough("one", FIRST)
+        machine.done(f"virsh -c {QEMU} dumpxml one >/root/one.xml; rm -rf {STATES}")
+
+        def call(operation, *settings):
+            """Call the script by hand; return what it says, and whether all is as before."""
+            script = f"{HOOKS}/qemu_prepare_begin_-.d/30-free-gpu"
+            command = f"env {' '.join(settings)} {script} one {operation} - - </root/one.xml"
+            return machine.done(command), machine.done(DISPLAY) == before
+
+        dry_run = "VIRT_HOOKS_DRY_RUN=1"
+        would, same = call("prepare", dry_run)
+        self.assertIn("/sys/class/vtconsole/", would)
+        self.assertIn("efi-framebuffer.0", would)
+        self.assertTrue(same)
+        would, same = call("release", dry_run)
+        self.assertEqual(len(would.splitlines()), 2)
+        self.assertTrue(same)
+        for operation in ("release", "start", "started", "stopped"):
+            self.assertEqual(call(operation), ("", True))
+        self.assertFalse(exists(STATES))
+        for _twice in range(2):
+            self.assertFalse(call("prepare")[1])
+            self.assertEqual(machine.done(CONSOLE), "")
+        self.assertEqual(call("release", dry_run), (would, False))
+        for _twice in range(2):
+            self.assertTrue(call("release")[1])
+            self.assertEqual(self.states(), 0)
+
+    def test_with_a_driver_the_console_moves_only_from_the_adapter_that_it_is_on(self):
+        machine.done("modprobe bochs")  # Linux moves the console to SECOND, the one of class VGA
+        before = self.display(FIRST, SECOND)
+        for name, adapter in (("one", FIRST), ("other", SECOND)):
+            self.passthrough(name, adapter)
+            self.assertEqual(self.driver(adapter), "bochs-drm")
+        self.done("start one", QEMU)
+        self.assert_taken(FIRST, console=True)
+        self.assertEqual(self.states(), 0)
+        self.done("start other", QEMU)
+        self.assert_taken(SECOND, console=False)
+        self.assert_taken(FIRST, console=False)
+        self.assertEqual(self.states(), 1)
+        for name in ("one", "other"):
+            self.done(f"destroy {name}", QEMU)
+        self.assertEqual(self.display(), before)
+        self.assertEqual(self.states(), 0)
+
+    def test_what_linux_has_removed_meanwhile_is_named_and_the_rest_comes_back(self):
+        self.show_on_firmware()
+        self.passthrough("one", FIRST)
+        machine.done(f"virsh -c {QEMU} dumpxml one >/root/one.xml")
+        script = f"{HOOKS}/qemu_prepare_begin_-.d/30-free-gpu"
+        machine.done(f"{script} one prepare begin - </root/one.xml")
+        # bound again, so that Linux removes it when the driver comes
+        machine.done("echo efi-framebuffer.0 >/sys/bus/platform/drivers_probe; modprobe bochs")
+        self.assertFalse(exists(FIRMWARE))
+        said = machine.done(f"{script} one release end - </root/one.xml")
+        self.assertIn("efi-framebuffer.0", said)
+        self.display()
+        self.assertEqual(self.states(), 0)
+
+
+class Tuned(TestCase):
+    """The examples that stop units, isolate CPUs and set the governor, for real QEMU guests."""
+
+    @classmethod
+    def setUpClass(cls):
+        install()
+        put_examples(cls.addClassCleanup, "10-stop-unit", "20-isolate-cpus", "20-cpu-governor")
+        path = f"/etc/systemd/system/{UNIT}"
+        machine.write(path, "[Service]\nExecStart=/bin/sleep infinity\n")
+        machine.done(f"systemctl daemon-reload && systemctl start {UNIT}")
+        stop = f"systemctl stop {UNIT} && rm {path} && systemctl daemon-reload"
+        cls.addClassCleanup(machine.done, stop)
+        for number in (1, 2):
+            file = f"/sys/devices/system/cpu/cpu{number}/online"
+            machine.done(f"echo 1 >{file}")
+            cls.addClassCleanup(machine.done, f"echo 0 >{file}")
+
+    def pinned(self, name, cpu, elements=""):
+        """A guest that stops the unit, and has a CPU of its own."""
+        # libvirt pins vCPUs that QEMU emulates only where the whole guest is
+        cpus = f"""<vcpu cpuset='{cpu}'>1</vcpu>
+            <cputune><vcpupin vcpu='0' cpuset='{cpu}'/></cputune>"""
+        elements = f"<stop-unit>{UNIT}</stop-unit>{elements}"
+        self.qemu_guest(name, elements, cpus)
+
+    def assert_host_has(self, cpus, unit="inactive"):
+        said = machine.done(HOST)
+        self.assertIn(f"ActiveState={unit}", said)
+        self.assertEqual(said.count(f"Cpus_allowed_list:\t{cpus}"), 2, said)
+
+    def test_the_host_leaves_the_guests_their_cpus_and_has_all_back_after_the_last(self):
+        before = machine.done(HOST)
+        self.assert_host_has("0-2", "active")
+        for name, cpu in (("one", 1), ("other", 2), ("last", 0)):
+            self.pinned(name, cpu)
+        self.done("start one", QEMU)
+        self.assert_host_has("0,2")
+        allowed = "grep -h Cpus_allowed_list /proc/$(cat /run/libvirt/qemu/one.pid)/task/*/status"
+        self.assertEqual(set(machine.done(allowed).split()[1::2]), {"1"})
+        self.done("start other", QEMU)
+        self.assert_host_has("0")
+        self.assertIn("vcpupin", virsh("start last", QEMU).stderr)
+        self.assert_host_has("0")
+        self.done("destroy one", QEMU)
+        self.assert_host_has("0-1")
+        self.done("managedsave other", QEMU)
+        self.assertEqual(machine.done(HOST), before)
+        self.done("start other", QEMU)  # restores it
+        self.assert_host_has("0-1")
+        self.done("destroy other", QEMU)
+        self.assertEqual(machine.done(HOST), before)
+
+    def test_after_a_start_that_fails_the_host_is_as_before(self):
+        before = machine.done(HOST)
+        self.pinned("one", 1)
+        self.fail_prepare(HOST)
+        self.assertNotEqual(virsh("start one", QEMU).returncode, 0)
+        told = machine.done("cat /root/told")
+        self.assertIn("ActiveState=inactive", told)
+        self.assertIn("Cpus_allowed_list:\t0,2", told)
+        self.assertEqual(machine.done(HOST), before)
+
+    def test_where_there_is_no_cpufreq_a_guest_that_asks_for_a_governor_does_not_start(self):
+        self.assertFalse(exists("/sys/devices/system/cpu/cpufreq/policy0"))  # QEMU has none
+        before = machine.done(HOST)
+        self.pinned("one", 1, "<cpu-governor/>")
+        self.assertIn("cpu-governor", virsh("start one", QEMU).stderr)
+        self.assertEqual(machine.done(HOST), before)
 
 
 class Interrupted(TestCase):
