@@ -73,8 +73,8 @@ virt-hooks with its manual pages and its completion for bash.
 
 With DESTDIR in the environment, everything goes below that directory; this
 needs neither root nor Python, and tells no daemon. A script that you have
-changed stays as it is; the new version is put beside it as NAME.new, which
-never runs. To switch a script off, run chmod -x on it: an upgrade leaves it off.
+changed stays; the new version is put beside it as NAME.new, which never runs.
+To switch a script off, run chmod -x on it: an upgrade leaves it switched off.
 END
 }
 
@@ -155,7 +155,8 @@ refuse_writable() {
         done
     done
     for driver in $drivers; do
-        set -- "$@" "$hooks/$driver"_*.d "$hooks/$driver"_*.d/[0-9]* "$hooks/$driver"_*.d/*/
+        set -- "$@" "$hooks/$driver"_*.d "$hooks/$driver"_*.d/[0-9]* \
+            "$hooks/$driver"_*.d/*/ "$hooks/$driver"_*.d/*/[0-9]*
     done
     unsafe=$(find -L "$@" -maxdepth 0 \( -type d -o -perm /111 \) \
         ! \( -uid 0 \( -perm -1000 -o ! -perm /022 \) \) -printf "'%p'\n" 2>/dev/null |
@@ -178,8 +179,8 @@ read_record() {
     prefix=${prefix:-/usr/local}
 }
 
-# What each part has, "command" or a driver: the fingerprint, the source and the path of each file or
-# link. A dispatcher comes last, so that libvirt never runs an incomplete set.
+# What each part, "command" or a driver, has: the fingerprint, source and path of each file or link.
+# A dispatcher comes last, so that libvirt never runs an incomplete set.
 contents_for() {
     for part; do
         case $part in
