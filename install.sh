@@ -260,7 +260,7 @@ says; then run 'virt-hooks check'."
 }
 
 uninstall() {
-    [ -n "$recorded" ] || say "nothing is installed in $hooks (--hooks-dir names another place)"
+    [ -n "$recorded" ] || say "nothing is installed in $hooks; if it is elsewhere, use --hooks-dir"
     for driver in $drivers; do # which would go on running what is left
         ! contains "$recorded$NEWLINE" "  $driver$NEWLINE" || is_ours "$driver" '' ||
             fail "$hooks/$driver is not as installed; nothing was changed. Move it away, uninstall,\
@@ -269,7 +269,7 @@ uninstall() {
     changing=yes
     for driver in $drivers; do
         [ "$hooks" != $HOOKS ] || grep -ls urn:virt-hooks:1 "/run/libvirt/$driver"/*.xml |
-            sed "s,.*/\(.*\)\.xml$,\1 ($driver) runs: its end will find none of these hooks,"
+            sed "s,.*/\(.*\)\.xml$,\1 ($driver) is running: nothing archives or cleans up when it ends,"
         remove "$driver"
     done
     tell_libvirt # at once: until then it starts no guest
@@ -301,12 +301,12 @@ refuse_hook() {
     phases='prepare_begin start_begin started_begin stopped_end release_end'
     [ "$1" != network ] || phases='start_begin started_begin updated_begin stopped_end'
     [ "$1" != daemon ] || phases='start_- reload_begin shutdown_-'
-    any="($(say "$ALL_DRIVERS" | tr ' ' '|'))"
-    beside=$(find "$hooks" -mindepth 1 -maxdepth 1 -regextype egrep \( -name "$1.d" -o \
-        ! -regex ".*/(old|\.virt-hooks\..*|$any(\.d)?|${any}_[^/]*)" \) -printf "'%f' ")
-    tree=$(find "$hooks/$1.d" -mindepth 4 -maxdepth 4 ! -type d -printf '%P\n' 2>/dev/null |
+    any=$(say "$ALL_DRIVERS" | tr ' ' '|')
+    beside=$(find "$hooks" -mindepth 1 -maxdepth 1 -regextype posix-extended \( -name "$1.d" -o \
+        ! -regex ".*/(old|\.virt-hooks\..*|($any)(_.*|\.d)?)" \) -printf "'%f' ")
+    tree=$(find -L "$hooks/$1.d" -mindepth 4 -maxdepth 4 ! -type d -printf '%P\n' 2>/dev/null |
         sed "s,^\([^/]*\)/\([^/]*\)/\([^/]*\)/\(.*\),    mkdir -p '$1_\2_\3_-.d/\1'\n\
-    mv '$1.d/&' '$1_\2_\3_-.d/\1/50-\4',")
+    cp -p '$1.d/&' '$1_\2_\3_-.d/\1/50-\4',")
     fail "$hooks/$1 is not the dispatcher as we install it; nothing was changed. If you do not need
 it, move it away. To keep it in use, with what lies beside it, run this and install.sh again:
     cd $hooks
@@ -317,8 +317,8 @@ it, move it away. To keep it in use, with what lies beside it, run this and inst
         printf '#!/bin/sh\\nexec $hooks/old/$1 \"\$@\"\\n' >$1_\${phase}_-.d/50-old
         chmod 755 $1_\${phase}_-.d/50-old
     done
-Add the other phases that it serves, such as migrate_begin. Move back the programs directly in
-$1.d, which libvirt itself runs.${tree:+ In place of the hook, virt-hooks can run what is in $1.d:
+Add the other phases that it serves, such as migrate_begin. libvirt itself runs the programs that
+lie directly in $1.d: move these back.${tree:+ Or remove the hook, and make scripts of its tree:
 $tree}"
 }
 

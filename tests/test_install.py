@@ -561,7 +561,8 @@ class AnotherHook(InstallTestCase):
         self.replace("qemu", TREE_HOOK)
         self.replace("hooks.json", "setting\n", 0o644)
         self.replace("my settings.conf", "", 0o644)
-        self.replace("lxc", "#!/bin/sh\n")  # of another driver, which stays
+        for name in ("lxc", "network", "lxc.d/own"):  # of another driver, which stay
+            self.replace(name, "#!/bin/sh\n")
         self.replace("qemu.d/win 10/prepare/begin/start.sh", START)
         return self.assert_refuses(f"{self.hooks / 'qemu'} ", options=["--driver=qemu"]).stderr
 
@@ -578,7 +579,8 @@ class AnotherHook(InstallTestCase):
         self.installed("--driver=qemu")
         said = self.call(self.directory / "ran")
         self.assertIn("old/qemu.d/win 10/prepare/begin win 10 prepare begin setting", said)
-        self.assertEqual((self.hooks / "lxc").read_text(), "#!/bin/sh\n")
+        for name in ("lxc", "network", "lxc.d/own"):
+            self.assertEqual((self.hooks / name).read_text(), "#!/bin/sh\n")
 
     def test_or_makes_scripts_of_its_tree(self):
         commands = self.commands_of(self.old_hook())

@@ -261,6 +261,9 @@ class OnDebian12(TestCase):
         tree = '#!/bin/sh\n"${0%/*}/qemu.d/$1/$2/$3/start.sh" "$(cat "${0%/*}/name")"\n'
         host.write(f"{HOOKS}/qemu", tree, 0o755)
         host.write(f"{HOOKS}/name", "mine\n")
+        others = ("network", "lxc.d/own")
+        for path in others:
+            host.write(f"{HOOKS}/{path}", FOREIGN)
         start = '#!/bin/sh\necho "$1" >/srv/ran\n'
         host.write(f"{HOOKS}/qemu.d/win10/prepare/begin/start.sh", start, 0o755)
         said = self.assert_refuses(host, f"/{HOOKS}/qemu ")
@@ -270,6 +273,8 @@ class OnDebian12(TestCase):
         call = [f"/{HOOKS}/qemu", "win10", "prepare", "begin", "-"]
         host.done(*call, input="<domain/>")
         self.assertEqual((host.root / "srv/ran").read_text(), "mine\n")
+        for path in others:
+            self.assertEqual((host.root / HOOKS / path).read_text(), FOREIGN)
 
     def test_it_refuses_directories_that_others_can_write_and_says_what_to_run(self):
         host = self.host(self.suite)
