@@ -160,9 +160,9 @@ refuse_writable() {
     done
     unsafe=$(find -L "$@" -maxdepth 0 \( -type d -o -perm /111 \) \
         ! \( -uid 0 \( -perm -1000 -o ! -perm /022 \) \) -printf "'%p'\n" 2>/dev/null |
-        sort -u | tr '\n' ' ')
-    [ -z "$unsafe" ] || fail "others than root can write to $unsafe: no guest would start; nothing\
- was changed. Run first: chown root $unsafe && chmod go-w $unsafe"
+        sort -u | paste -s -d ' ' -)
+    [ -z "$unsafe" ] || fail "users other than root can write to $unsafe: no guest would start;\
+ nothing was changed. Run first: chown root $unsafe && chmod go-w $unsafe"
 }
 
 # Set $recorded, and what it knows and the options do not say.

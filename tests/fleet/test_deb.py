@@ -299,6 +299,17 @@ class OnDebian12(TestCase):
         self.assertEqual((foreign.read_text(), foreign.stat().st_mode), (FOREIGN, 0o100600))
         self.assertFalse((host.root / HOOKS / "qemu.ours").is_symlink())
 
+    def test_a_diversion_switches_a_driver_off(self):
+        host = self.host(self.suite)
+        self.install(host, old)
+        host.done("dpkg-divert", "--rename", "--divert", f"/{HOOKS}/qemu.off", f"/{HOOKS}/qemu")
+        self.assertEqual(self.active(host), ["lxc"])
+        self.install(host, new)
+        self.assertEqual(self.active(host), ["lxc"])
+        host.done("dpkg", "--purge", "virt-hooks")
+        self.assertEqual(self.active(host), [])
+        self.assertFalse((host.root / HOOKS / "qemu.off").is_symlink())
+
     def test_it_refuses_what_install_sh_has_installed(self):
         host = self.host(self.suite)
         copy_checkout(host.root / "root/checkout")
