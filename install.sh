@@ -159,7 +159,7 @@ refuse_writable() {
             "$hooks/$driver"_*.d/*/ "$hooks/$driver"_*.d/*/[0-9]*
     done
     unsafe=$(find -L "$@" -maxdepth 0 \( -type d -o -perm /111 \) \
-        ! \( -uid 0 \( -perm -1000 -o ! -perm /022 \) \) -printf "'%p'\n" 2>/dev/null |
+        ! \( -uid 0 \( -type d -perm -1000 -o ! -perm /022 \) \) -printf "'%p'\n" 2>/dev/null |
         sort -u | paste -s -d ' ' -)
     [ -z "$unsafe" ] || fail "users other than root can write to $unsafe: no guest would start;\
  nothing was changed. Run first: chown root $unsafe && chmod go-w $unsafe"
@@ -224,7 +224,7 @@ fingerprint() {
     if [ -h "$1" ]; then
         say "#link:$(readlink -- "$1")"
     elif [ -f "$1" ]; then
-        sum_and_name=$(sha256sum <"$1")
+        sum_and_name=$(sha256sum <"$1") || sum_and_name=unreadable
         say "${sum_and_name%% *}"
     elif [ -e "$1" ]; then
         say 'neither file nor link'
@@ -269,7 +269,7 @@ uninstall() {
     changing=yes
     for driver in $drivers; do
         [ "$hooks" != $HOOKS ] || grep -ls urn:virt-hooks:1 "/run/libvirt/$driver"/*.xml |
-            sed "s,.*/\(.*\)\.xml$,\1 ($driver) is running: nothing archives or cleans up when it ends,"
+            sed "s,.*/\(.*\)\.xml$,\1 ($driver) is running: nothing archives or cleans up after it,"
         remove "$driver"
     done
     tell_libvirt # at once: until then it starts no guest
@@ -348,11 +348,11 @@ of_other_drivers() {
 
 # Make these lines the record.
 write_record() {
-    recorded=$(say "$1" | grep . | sort -k 2 | uniq)
-    say "$recorded" >"$hooks/$TEMPORARY"
+    say "$1" | sort -u -k 2 -k 1,1 | grep . >"$hooks/$TEMPORARY" # which fails without a line
     sync -- "$hooks/$TEMPORARY"
     mv -f -T -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
     sync -- "$hooks"
+    recorded=$(cat -- "$hooks/$RECORD")
 }
 
 # Put a source, which had this fingerprint, at a path: put SUM SOURCE PATH.
@@ -380,11 +380,11 @@ put() {
     say "installed $file"
 }
 
-# Remove what the record has and these lines have not, a deletion before its archive; then make the
-# lines the record.
+# Make these lines the record; first remove what else it has, a deletion before its archive.
 remove_all_but() {
-    say "$recorded" | grep . | sort -r -k 2 | while read -r _sum path; do
-        contains "$1$NEWLINE" "  $path$NEWLINE" || remove "$path"
+    backwards=$(say "$recorded" | sort -r -k 2)
+    say "$backwards" | while read -r _sum path; do
+        [ -z "$path" ] || contains "$1$NEWLINE" "  $path$NEWLINE" || remove "$path"
     done
     [ -z "$1" ] || write_record "$1"
     [ -n "$1" ] || rm -f -- "$hooks/$TEMPORARY" "$hooks/$RECORD"

@@ -884,6 +884,17 @@ class Failing(InstallTestCase):
         self.installed(source=copy)
         self.assert_installed_from(copy)
 
+    def test_a_file_that_cannot_be_read_is_not_taken_for_a_missing_one(self):
+        mine = self.replace(MKDIRS)
+        read = 'text=$(cat; echo .)\ncase $text in *"# mine"*) exit 1 ;; esac\n'
+        text = f'{read}printf %s "${{text%.}}" | /usr/bin/sha256sum'
+        self.write("bin/sha256sum", f"#!/bin/sh\n{text}\n", 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        for options in ([], ["--uninstall"]):
+            self.install(*options, env=environment)
+            self.assertEqual(mine.read_text(), MINE)
+        self.assertEqual(self.names(), {MKDIRS})
+
     def test_a_second_one_waits_for_the_first(self):
         for options in ([], ["--uninstall"]):
             command = [CHECKOUT / "install.sh", "--hooks-dir", self.hooks, "--prefix", self.prefix]
