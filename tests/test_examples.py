@@ -926,11 +926,12 @@ class TuneInterface(ExamplesTestCase):
         self.assert_dry_run("started", xml, "isolated on")
 
 
-def commands(heading):
-    """The commands that the index shows in a section, for a shell of root's."""
-    section = INDEX.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    (block,) = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    return 'set -eu\nsudo() { "$@"; }\n' + block
+def commands(document, heading):
+    """The last commands that a document shows in a section, for a shell of root's."""
+    text = (CHECKOUT / document).read_text()
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return 'set -eu\nsudo() { "$@"; }\n' + blocks[-1]
 
 
 class Index(ExamplesTestCase):
@@ -939,9 +940,9 @@ class Index(ExamplesTestCase):
         self.addCleanup(shutil.rmtree, HOOKS, ignore_errors=True)
         self.log = self.directory / "log"
 
-    def run_commands(self, heading):
+    def run_commands(self, document, heading):
         environment = {**os.environ, "OLDPWD": str(CHECKOUT)}
-        return run(["sh", "-c", commands(heading)], cwd=CHECKOUT, env=environment)
+        return run(["sh", "-c", commands(document, heading)], cwd=CHECKOUT, env=environment)
 
     def put(self, path, mode=0o755):
         """A script that logs its path in the tree, and its arguments."""
@@ -960,7 +961,7 @@ class Index(ExamplesTestCase):
 
     def test_three_commands_put_a_script_in_place(self):
         run([CHECKOUT / "install.sh", "--driver", "qemu", "--no-reload"], check=True)
-        result = self.run_commands("Putting a script in place")
+        result = self.run_commands("examples/README.md", "Putting a script in place")
         self.assert_succeeds(result)
         for line in ("    20-hugepages  ", "    03-hugepages -> "):
             self.assertIn(line, result.stdout)
@@ -985,7 +986,7 @@ class Index(ExamplesTestCase):
         os.chown(HOOKS / "qemu.d/db/prepare/begin/db.sh", 1000, 1000)
         tree = "qemu.d/win 10"
 
-        result = self.run_commands("Coming from a tree of scripts")
+        result = self.run_commands("README.md", "A hook that you have already")
         self.assertEqual(result.returncode, 0, result.stderr)
         first, *second = self.phase("win 10", "prepare begin -")
         self.assertEqual(first, f"{tree}/prepare/begin/10-the first.v2.sh win 10 prepare begin -")
