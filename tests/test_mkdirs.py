@@ -17,6 +17,7 @@ def mkdirs(*entries):
 
 class Mkdirs(ScriptCase):
     SCRIPT = "10-mkdirs"
+    EXAMPLE = "<mkdirs><dir>D/new</dir></mkdirs>"
 
     def test_it_creates_a_directory_and_its_missing_parents(self):
         result = self.call(mkdirs(directory(self.directory / "a/b")))
