@@ -1018,8 +1018,7 @@ class Asking(CheckTestCase):
         result = self.check(*files, timeout=600)
         self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
         used = sum(os.times()[2:4]) - sum(began[2:4])  # of the processors, however busy they are
-        print(f"check of 100 guests: {used:.1f} s of one processor")
-        self.assertLess(used, 20)  # that is 10 s on two
+        self.assertLess(used, 20)  # seconds of one processor; it was 7.6 to 8.7
 
     def test_a_terminal_sees_the_progress_and_findings_in_red(self):
         wrong = self.guest("<mkdirs><dir>srv</dir></mkdirs>")
