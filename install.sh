@@ -348,7 +348,7 @@ of_other_drivers() {
 
 # Make these lines the record.
 write_record() {
-    say "$1" | sort -u -k 2 -k 1,1 | grep . >"$hooks/$TEMPORARY" # which fails without a line
+    say "$1" | sort -u -k 2 -k 1,1 | grep . >"$hooks/$TEMPORARY" || exit 1 # also without a line
     sync -- "$hooks/$TEMPORARY"
     mv -f -T -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
     sync -- "$hooks"
