@@ -10,8 +10,8 @@ set -eu
 umask 022
 export LC_ALL=C # one order of sorting, one language of messages
 
-MODULES='argparse ast collections concurrent.futures ctypes difflib fcntl functools grp json os pwd
-pathlib re select shlex shutil subprocess syslog tempfile time warnings xml.etree xml.parsers.expat'
+MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools glob grp json
+os pathlib pwd re select shlex shutil stat subprocess syslog tempfile textwrap time xml.etree zlib'
 HOOKS=/etc/libvirt/hooks # the only place where libvirt looks
 RECORD=.virt-hooks.sha256
 TEMPORARY=.virt-hooks.tmp # a file that is being written; it never runs, by its name
