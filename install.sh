@@ -2,16 +2,17 @@
 # Installs virt-hooks, upgrades it and uninstalls it; "install.sh --help" says how.
 #
 # The hooks directory has a record of what is installed, .virt-hooks.sha256: for a file the line of
-# sha256sum(1), for a link "#link:TARGET  NAME", a comment to "sha256sum -c"; absolute paths are
-# without DESTDIR. What is as an entry says is ours, to be replaced or removed. Anything else is the
-# administrator's, and stays. An entry is on disk before its file, and goes after it, so this holds
-# wherever install.sh is killed.
+# sha256sum(1), for a link "#link:TARGET  NAME"; absolute paths are without DESTDIR. A file that
+# matches its entry is ours, to be replaced or removed. Any other file is the administrator's, and
+# stays. An entry is written to disk before its file and removed after it, so this holds wherever
+# install.sh is killed.
 set -eu
 umask 022
 export LC_ALL=C # one order of sorting, one language of messages
 
-MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools glob grp json
-os pathlib pwd re select shlex shutil stat subprocess syslog tempfile textwrap time xml.etree zlib'
+MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools glob grp
+json os pathlib pwd re select shlex shutil stat subprocess syslog tempfile textwrap time warnings
+xml.etree xml.parsers.expat zlib'
 HOOKS=/etc/libvirt/hooks # the only place where libvirt looks
 RECORD=.virt-hooks.sha256
 TEMPORARY=.virt-hooks.tmp # a file that is being written; it never runs, by its name
