@@ -192,9 +192,23 @@ command/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5
 command/virt-hooks.bash $prefix/share/bash-completion/completions/virt-hooks
 END
             daemon | network) ;; # libvirt calls no prepare and no release for these
-            qemu) scripts_for lxc qemu && scripts_for qemu qemu ;;
-            *) scripts_for lxc "$part" ;;
+            *) cat <<END ;;
+lxc_prepare_begin_-.d/10-mkdirs ${part}_prepare_begin_-.d/10-mkdirs
+lxc_prepare_begin_-.d/20-ramdisk ${part}_prepare_begin_-.d/20-ramdisk
+lxc_prepare_begin_-.d/30-preload ${part}_prepare_begin_-.d/30-preload
+lxc_start_begin_-.d/10-routing-table ${part}_start_begin_-.d/10-routing-table
+lxc_start_begin_-.d/20-network-policy ${part}_start_begin_-.d/20-network-policy
+#link:../${part}_start_begin_-.d/10-routing-table ${part}_stopped_end_-.d/10-routing-table
+#link:../${part}_start_begin_-.d/20-network-policy ${part}_stopped_end_-.d/20-network-policy
+lxc_release_end_-.d/10-archive ${part}_release_end_-.d/10-archive
+#link:../${part}_prepare_begin_-.d/20-ramdisk ${part}_release_end_-.d/20-ramdisk
+lxc_release_end_-.d/30-post-rm-rf ${part}_release_end_-.d/30-post-rm-rf
+END
         esac
+        [ "$part" != qemu ] || cat <<END
+qemu_restore_begin_-.d/00-saved-image qemu_restore_begin_-.d/00-saved-image
+#link:../qemu_restore_begin_-.d/00-saved-image qemu_started_begin_-.d/00-saved-image
+END
         [ "$part" = command ] || say "hooks/lxc $part"
     done | while read -r source path; do
         case $source in
@@ -203,20 +217,6 @@ END
         esac
         [ -n "$sum" ] || fail "$here/$source is missing; nothing was changed"
         say "$sum $source $path"
-    done
-}
-
-# The scripts of a driver's directories in the checkout, and their places for a driver. What lies
-# there in two phases is a file and a link to it.
-scripts_for() {
-    for script in "$here/$1"_*.d/[0-9]*; do
-        script=${script#"$here/"}
-        case ${script##*/} in *[!a-z0-9-]*) continue ;; esac # left behind by an editor
-        if link=$(readlink -- "$here/$script"); then
-            say "#link:../$2${link#"../$1"} $2${script#"$1"}"
-        else
-            say "$script $2${script#"$1"}"
-        fi
     done
 }
 

@@ -417,7 +417,6 @@ class BrokenDirectories(CheckTestCase):
             (lambda: script.chmod(0o777), script),
             (lambda: os.chown(script, 1000, 0), script),
             (lambda: phase.chmod(0o777), phase),
-            (lambda: phase.chmod(0o1777), phase),
             (lambda: os.chown(phase, 1000, 0), phase),
             (lambda: own.chmod(0o775), own),
         ):
