@@ -14,8 +14,9 @@ import time
 import unittest
 from pathlib import Path
 
-from harness import CHECKOUT, Syslog, TestCase, domain, mount_points, run, snapshot
+from harness import CHECKOUT, Syslog, TestCase, mount_points, run, snapshot
 from libvirt import HOOKS, wait_until
+from scripts import guest_xml
 
 DRIVERS = ("daemon", "qemu", "lxc", "libxl", "bhyve", "network")
 PREPARE, RELEASE = "lxc_prepare_begin_-.d", "lxc_release_end_-.d"
@@ -145,7 +146,7 @@ class Installing(InstallTestCase):
         for phase in (("prepare", "begin", "-"), ("release", "end", "shutdown")):
             made = f"<dir>{self.directory}/made</dir>"
             elements = f"<mkdirs>{made}</mkdirs><post-rm-rf>{made}</post-rm-rf>"
-            result = run([self.hooks / "lxc", "web", *phase], input=domain(elements))
+            result = run([self.hooks / "lxc", "web", *phase], input=guest_xml(elements))
             self.assert_succeeds(result)
             self.assertEqual((self.directory / "made").exists(), phase[0] == "prepare")
         for next_step in ("virt-hooks check", "man 5 virt-hooks", "metadata"):
@@ -293,7 +294,7 @@ class Options(InstallTestCase):
         copy = self.copy_of_checkout()
         command = [*NOBODY, copy / "install.sh"]
         for option in ("--no-reload", "--uninstall", "--demo"):
-            self.assert_one_line_error(run([*command, option]), "root")
+            self.assert_error(run([*command, option]), "root", name="install.sh", guest="")
         stage = self.directory / "stage"
         stage.mkdir()
         os.chown(stage, 65534, 65534)
@@ -337,7 +338,8 @@ class Python(InstallTestCase):
                 for options in ([], ["--demo"]):
                     result = self.run_with(file, *options)
                     self.assertEqual(result.stdout, "")
-                    self.assert_one_line_error(result, "/usr/bin/python3", "package python3")
+                    values = ("/usr/bin/python3", "package python3")
+                    self.assert_error(result, *values, name="install.sh", guest="")
                     if case not in ("missing", "broken"):
                         self.assertIn(case, result.stderr)
                 self.assertEqual(snapshot(self.directory), before)
@@ -686,7 +688,7 @@ class Uninstalling(InstallTestCase):
         status.mkdir(parents=True)
         self.addCleanup(shutil.rmtree, status.parent)
         self.addCleanup(shutil.rmtree, HOOKS)
-        (status / "web one.xml").write_text(f"<domstatus>{domain('')}</domstatus>")
+        (status / "web one.xml").write_text(f"<domstatus>{guest_xml('')}</domstatus>")
         (status / "plain.xml").write_text("<domstatus><domain/></domstatus>")
         command = [CHECKOUT / "install.sh", "--no-reload", "--prefix", self.prefix]
         self.assert_succeeds(run([*command, "--driver", "lxc", "--driver", "qemu"]))
