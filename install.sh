@@ -186,6 +186,9 @@ contents_for() {
     for part; do
         case $part in
             command) cat <<END ;;
+command/libvirt_calls.py $prefix/share/virt-hooks/libvirt_calls.py
+command/new.py $prefix/share/virt-hooks/new.py
+command/new.sh $prefix/share/virt-hooks/new.sh
 command/virt-hooks $prefix/sbin/virt-hooks
 command/virt-hooks.8 $prefix/share/man/man8/virt-hooks.8
 command/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5
@@ -364,7 +367,7 @@ put() {
     [ "$there" != "$1" ] || return 0
     mode=0755
     case $2:$(stat -c %A -- "$file" 2>/dev/null) in # "test -x" fails where mounted noexec
-        *.[58]:* | *.bash:* | *:-??-??-??-) mode=0644 ;; # no program, or switched off
+        command/*.*:* | *:-??-??-??-) mode=0644 ;; # no program, or switched off
     esac
     mkdir -p -- "${file%/*}"
     case $2 in
@@ -391,7 +394,7 @@ remove_all_but() {
     [ -n "$1" ] || rm -f -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
 }
 
-# Remove what is as we have recorded it, and its phase directory if that is empty then.
+# Remove what is as we have recorded it, and its directory, if that is ours and empty then.
 remove() {
     if ! is_ours "$1" ''; then
         say "left $file, which is not as installed"
@@ -402,7 +405,9 @@ remove() {
     fi
     rm -f -- "$temporary"
     case $1 in
-        [!/]*/*) [ ! -d "${file%/*}" ] || rmdir --ignore-fail-on-non-empty -- "${file%/*}" ;;
+        [!/]*/* | */share/virt-hooks/*)
+            [ ! -d "${file%/*}" ] || rmdir --ignore-fail-on-non-empty -- "${file%/*}"
+            ;;
     esac
 }
 

@@ -28,6 +28,9 @@ MKDIRS, ARCHIVE, DELETION = (
 RECORD = ".virt-hooks.sha256"
 MINE = "#!/bin/sh\n# mine\n"
 COMMAND = {  # where it is below the prefix, and where it comes from
+    "share/virt-hooks/libvirt_calls.py": "command/libvirt_calls.py",
+    "share/virt-hooks/new.py": "command/new.py",
+    "share/virt-hooks/new.sh": "command/new.sh",
     "sbin/virt-hooks": "command/virt-hooks",
     "share/man/man8/virt-hooks.8": "command/virt-hooks.8",
     "share/man/man5/virt-hooks.5": "command/virt-hooks.5",
