@@ -5,6 +5,7 @@ here: a program of the tests keeps its units, and tests/vm has the real one. Tho
 the tests' own, too, since a machine may have none.
 """
 
+import fcntl
 import os
 import re
 import shlex
@@ -70,6 +71,13 @@ def guest_xml(name="web", elements="", more="", memory="<memory unit='KiB'>5000<
     """The XML of a guest, whose UUID is its name, with more beside its metadata."""
     xml = domain(elements, name).replace("<metadata>", f"<uuid>{name}</uuid>{memory}<metadata>")
     return xml.replace("</metadata>", f"</metadata>{more}")
+
+
+def hold_the_pools(test):
+    """Wait until no other module's test uses the pools of hugepages, which are the machine's."""
+    script = open(CHECKOUT / "examples/20-hugepages")
+    test.addCleanup(script.close)
+    fcntl.flock(script, fcntl.LOCK_EX)
 
 
 def phases_of(name):
@@ -414,6 +422,7 @@ class Hugepages(ExamplesTestCase):
 
     def setUp(self):
         super().setUp()
+        hold_the_pools(self)
         self.pools = {}  # {size in KiB: (its pool, what it has)}
         for pool in Path("/sys/kernel/mm/hugepages").glob("*/nr_hugepages"):
             size = int(pool.parent.name[10:-2])
