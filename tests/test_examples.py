@@ -5,6 +5,7 @@ here: a program of the tests keeps its units, and tests/vm has the real one. Tho
 the tests' own, too, since a machine may have none.
 """
 
+import fcntl
 import os
 import re
 import shlex
@@ -65,6 +66,13 @@ else:
             sys.exit(f"Unit {{name}} not loaded.")
         (units / name).write_text({{"stop": "inactive", "start": "active"}}[verb])
 """
+
+
+def hold_the_pools(test):
+    """Wait until no other module's test uses the pools of hugepages, which are the machine's."""
+    script = open(CHECKOUT / "examples/20-hugepages")
+    test.addCleanup(script.close)
+    fcntl.flock(script, fcntl.LOCK_EX)
 
 
 def phases_of(name):
@@ -409,6 +417,7 @@ class Hugepages(ExamplesTestCase):
 
     def setUp(self):
         super().setUp()
+        hold_the_pools(self)
         self.pools = {}  # {size in KiB: (its pool, what it has)}
         for pool in Path("/sys/kernel/mm/hugepages").glob("*/nr_hugepages"):
             size = int(pool.parent.name[10:-2])

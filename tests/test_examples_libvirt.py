@@ -45,6 +45,7 @@ LAN = """
 class Qemu(TestCase):
     def setUp(self):
         super().setUp()
+        test_examples.hold_the_pools(self)
         self.before = int(POOL.read_text())
         POOL.write_text(f"{self.before + 16}")
         room = int(POOL.read_text()) == self.before + 16
