@@ -361,16 +361,16 @@ class One(Hosts):
         for command in (["update"], ["install", "--no-install-recommends", "sudo"]):
             words = self.host1.command("apt-get", "-qq", *command)  # by the machine's own network
             self.done([word for word in words if word != "--net"], timeout=300)
-        self.host1.done("useradd", "--create-home", "operator")
-        self.host1.write("etc/sudoers.d/operator", "operator ALL=(ALL) NOPASSWD: ALL\n", 0o440)
-        self.host1.done("cp", "-r", "/root/.ssh", "/home/operator/")
-        self.host1.done("chown", "-R", "operator:", "/home/operator/.ssh")
+        self.host1.done("useradd", "--create-home", "keeper")
+        self.host1.write("etc/sudoers.d/keeper", "keeper ALL=(ALL) NOPASSWD: ALL\n", 0o440)
+        self.host1.done("cp", "-r", "/root/.ssh", "/home/keeper/")
+        self.host1.done("chown", "-R", "keeper:", "/home/keeper/.ssh")
         (self.directory / "bin").mkdir()
         sudo = self.directory / "bin/sudo"
         sudo.write_text("#!/bin/sh\nexit 1\n")
         sudo.chmod(0o755)
         self.environment = [f"PATH={sudo.parent}:{os.environ['PATH']}"]
-        self.inventory["host1"] |= {"ansible_user": "operator", "ansible_become": True}
+        self.inventory["host1"] |= {"ansible_user": "keeper", "ansible_become": True}
         self.changes_as_said(scripts=self.own({OWN: SCRIPT}))
         self.assertEqual(self.scripts(), {"lxc", OWN})
         self.assertEqual(self.files()[OWN][1:3], (0, 0))
