@@ -9,23 +9,24 @@ import re
 import shlex
 import tarfile
 
+from ansible.module_utils.common.validation import check_type_list
 from ansible.plugins.action import ActionBase
 
 OF_DRIVER = re.compile(r"(bhyve|daemon|libxl|lxc|network|qemu)[._]")
 NOT_SENT = re.compile(r"project/(bench|packaging|tests)|.*/\..*|.*~")
-LOCK = "umask 077 && flock --close /run/virt-hooks-ansible"  # one run at a time on a host
-# "virt-hooks check" runs what lies there; /run and /tmp may be mounted noexec
-UNPACK = """cd /var/lib && rm -rf virt-hooks-ansible && mkdir virt-hooks-ansible &&
-cd virt-hooks-ansible && tar -xzpf - && exec </dev/null sh ./apply"""
+# One run at a time. "virt-hooks check" runs what lies there: /run and /tmp may be mounted noexec.
+RUN = """umask 077 && flock --close /run/virt-hooks-ansible sh -c 'cd /var/lib &&
+rm -rf virt-hooks-ansible && mkdir virt-hooks-ansible && cd virt-hooks-ansible &&
+tar -xzpf - && exec sh ./apply "$@" </dev/null' sh """
 
 
 class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
         wanted, path = self._task.args, self._loader.path_dwim
-        package, drivers = wanted["package"], {*wanted["drivers"]}
-        files = {f"{self._task._role._role_path}/files/apply": "apply"}
-        files[path(wanted["source"])] = "project"
+        package, drivers = wanted["package"], {*check_type_list(wanted["drivers"])}
+        files = {path(wanted["source"]): "project"}
+        files[f"{self._task._role._role_path}/files/apply"] = "apply"
         if wanted["state"] == "absent":
             package, drivers = "", set()
         elif wanted["scripts"]:
@@ -35,16 +36,16 @@ class ActionModule(ActionBase):
         if package.endswith((".deb", ".rpm")):
             files[path(package)] = package = f"./{os.path.basename(package)}"
         action = "check" if self._task.check_mode else "change"
-        words = [action, str(wanted["check"]), wanted["state"], package]
-        words.append("" if package else "\n".join(sorted(drivers)))  # which are install.sh's
-        command = f"{LOCK} sh -c {shlex.quote(f'{UNPACK} {shlex.join(words)}')}"
-        done = self._low_level_execute_command(command, in_data=pack(files, drivers))
+        check = str(wanted["check"] and drivers != set())
+        of_install_sh = "" if package else "\n".join(sorted(drivers))
+        words = [action, check, wanted["state"], package, of_install_sh]
+        command, archive = RUN + shlex.join(words), pack(files, drivers)
+        done = self._low_level_execute_command(command, in_data=archive)
         if done["rc"]:
             return {**result, "failed": True, "msg": done["stdout"] + done["stderr"]}
         result["warnings"] = re.findall(r"(?m)^! (.*)", done["stdout"])
-        result["diff"] = {"prepared": re.sub(r"(?m)^! .*\n", "", done["stdout"])}
-        result["changed"] = result["diff"]["prepared"] != ""
-        return result
+        difference = re.sub(r"(?m)^! .*\n", "", done["stdout"])
+        return {**result, "changed": difference != "", "diff": {"prepared": difference}}
 
 
 def pack(files, drivers):
