@@ -414,8 +414,8 @@ class Several(Hosts):
         self.assertEqual(self.scripts("host3"), {"lxc", "qemu", OWN, linked})
         self.assertFalse((self.hosts["host2"].root / HOOKS / guests).parent.exists())
         self.assertEqual(replaced.read_text(), (CHECKOUT / MKDIRS).read_text())
-        each["host3"] = {"drivers": ["lxc"]}
-        self.changes(scripts=self.own({OTHER: SCRIPT, QEMU: SCRIPT}), each={"host1": {}} | each)
+        each |= {"host1": {}, "host3": {"drivers": ["lxc"]}}
+        self.changes(scripts=self.own({OTHER: SCRIPT, QEMU: SCRIPT}), each=each)
         self.assertEqual(self.scripts("host1"), {"lxc", OTHER})
         self.assertEqual(self.scripts("host2"), {"qemu", QEMU})
         self.assertEqual(self.scripts("host3"), {"lxc", OTHER})
