@@ -446,7 +446,7 @@ class Several(Hosts):
         self.assertEqual(self.hooks(), before)
 
 
-class Package(Hosts):
+class Apt(Hosts):
     def test_from_install_sh_to_the_package_and_back_with_the_administrators_scripts(self):
         own, deb = self.own({OWN: SCRIPT, QEMU: SCRIPT}), build(CHECKOUT, self.directory / "old")
         package = {"package": str(deb), "scripts": own}
