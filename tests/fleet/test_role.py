@@ -279,8 +279,9 @@ class One(Hosts):
         self.changes_as_said(scripts=self.own({}))
         self.assertEqual(self.scripts(), {"lxc", OTHER})
         self.assertFalse((self.host1.root / HOOKS / TOKEN).parent.exists())
-        self.ends_with("failed", scripts="/nowhere/scripts")
-        self.assertIn("/nowhere/scripts", self.said)
+        for path in ("/nowhere/scripts", str(self.directory / "key")):  # which is a file
+            self.ends_with("failed", scripts=path)
+            self.assertIn(path, self.said)
         self.assertEqual(self.scripts(), {"lxc", OTHER})
 
     def test_a_script_that_somebody_has_changed_on_the_host_stays_and_is_named(self):

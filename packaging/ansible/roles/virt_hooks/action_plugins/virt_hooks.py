@@ -30,7 +30,7 @@ class ActionModule(ActionBase):
         if wanted["state"] == "absent":
             package, drivers = "", set()
         elif wanted["scripts"]:
-            files[path(wanted["scripts"])] = "scripts"
+            files[path(wanted["scripts"]) + "/."] = "scripts"  # and no file
         if package:
             drivers |= {"lxc", "qemu"}
         if package.endswith((".deb", ".rpm")):
