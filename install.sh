@@ -2,16 +2,17 @@
 # Installs virt-hooks, upgrades it and uninstalls it; "install.sh --help" says how.
 #
 # The hooks directory has a record of what is installed, .virt-hooks.sha256: for a file the line of
-# sha256sum(1), for a link "#link:TARGET  NAME", a comment to "sha256sum -c"; absolute paths are
-# without DESTDIR. What is as an entry says is ours, to be replaced or removed. Anything else is the
-# administrator's, and stays. An entry is on disk before its file, and goes after it, so this holds
-# wherever install.sh is killed.
+# sha256sum(1), for a link "#link:TARGET  NAME"; absolute paths are without DESTDIR. A file that
+# matches its entry is ours, to be replaced or removed. Any other file is the administrator's, and
+# stays. An entry is written to disk before its file and removed after it, so this holds wherever
+# install.sh is killed.
 set -eu
 umask 022
 export LC_ALL=C # one order of sorting, one language of messages
 
-MODULES='argparse ast collections concurrent.futures ctypes difflib fcntl functools grp json os pwd
-pathlib re select shlex shutil subprocess syslog tempfile time warnings xml.etree xml.parsers.expat'
+MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools glob grp
+json os pathlib pwd re select shlex shutil stat subprocess syslog tempfile textwrap time warnings
+xml.etree xml.parsers.expat zlib'
 HOOKS=/etc/libvirt/hooks # the only place where libvirt looks
 RECORD=.virt-hooks.sha256
 TEMPORARY=.virt-hooks.tmp # a file that is being written; it never runs, by its name
@@ -194,23 +195,9 @@ command/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5
 command/virt-hooks.bash $prefix/share/bash-completion/completions/virt-hooks
 END
             daemon | network) ;; # libvirt calls no prepare and no release for these
-            *) cat <<END ;;
-lxc_prepare_begin_-.d/10-mkdirs ${part}_prepare_begin_-.d/10-mkdirs
-lxc_prepare_begin_-.d/20-ramdisk ${part}_prepare_begin_-.d/20-ramdisk
-lxc_prepare_begin_-.d/30-preload ${part}_prepare_begin_-.d/30-preload
-lxc_start_begin_-.d/10-routing-table ${part}_start_begin_-.d/10-routing-table
-lxc_start_begin_-.d/20-network-policy ${part}_start_begin_-.d/20-network-policy
-#link:../${part}_start_begin_-.d/10-routing-table ${part}_stopped_end_-.d/10-routing-table
-#link:../${part}_start_begin_-.d/20-network-policy ${part}_stopped_end_-.d/20-network-policy
-lxc_release_end_-.d/10-archive ${part}_release_end_-.d/10-archive
-#link:../${part}_prepare_begin_-.d/20-ramdisk ${part}_release_end_-.d/20-ramdisk
-lxc_release_end_-.d/30-post-rm-rf ${part}_release_end_-.d/30-post-rm-rf
-END
+            qemu) scripts_for lxc qemu && scripts_for qemu qemu ;;
+            *) scripts_for lxc "$part" ;;
         esac
-        [ "$part" != qemu ] || cat <<END
-qemu_restore_begin_-.d/00-saved-image qemu_restore_begin_-.d/00-saved-image
-#link:../qemu_restore_begin_-.d/00-saved-image qemu_started_begin_-.d/00-saved-image
-END
         [ "$part" = command ] || say "hooks/lxc $part"
     done | while read -r source path; do
         case $source in
@@ -219,6 +206,20 @@ END
         esac
         [ -n "$sum" ] || fail "$here/$source is missing; nothing was changed"
         say "$sum $source $path"
+    done
+}
+
+# The scripts of a driver's directories in the checkout, and their places for a driver. What lies
+# there in two phases is a file and a link to it.
+scripts_for() {
+    for script in "$here/$1"_*.d/[0-9]*; do
+        script=${script#"$here/"}
+        case ${script##*/} in *[!a-z0-9-]*) continue ;; esac # left behind by an editor
+        if link=$(readlink -- "$here/$script"); then
+            say "#link:../$2${link#"../$1"} $2${script#"$1"}"
+        else
+            say "$script $2${script#"$1"}"
+        fi
     done
 }
 
@@ -351,7 +352,7 @@ of_other_drivers() {
 
 # Make these lines the record.
 write_record() {
-    say "$1" | sort -u -k 2 -k 1,1 | grep . >"$hooks/$TEMPORARY" # which fails without a line
+    say "$1" | sort -u -k 2 -k 1,1 | grep . >"$hooks/$TEMPORARY" || exit 1 # also without a line
     sync -- "$hooks/$TEMPORARY"
     mv -f -T -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
     sync -- "$hooks"

@@ -13,19 +13,11 @@ HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
 CAPTURES = HERE / "captures"
 PHASES = ("0-prepare", "1-start", "2-started", "3-stopped", "4-release")
-SCRIPTS = {
-    "10-mkdirs": "lxc_prepare_begin_-.d",
-    "20-ramdisk": "lxc_prepare_begin_-.d",
-    "30-preload": "lxc_prepare_begin_-.d",
-    "10-routing-table": "lxc_start_begin_-.d",
-    "20-network-policy": "lxc_start_begin_-.d",
-    "10-archive": "lxc_release_end_-.d",
-    "30-post-rm-rf": "lxc_release_end_-.d",
-}
+PATHS = [path.relative_to(CHECKOUT) for path in sorted(CHECKOUT.glob("lxc_*.d/[0-9]*"))]
+# {name: directory} of the scripts, and {path: target} of the links to them
+SCRIPTS = {path.name: path.parent.name for path in PATHS if not (CHECKOUT / path).is_symlink()}
 LINKS = {
-    "lxc_release_end_-.d/20-ramdisk": "../lxc_prepare_begin_-.d/20-ramdisk",
-    "lxc_stopped_end_-.d/10-routing-table": "../lxc_start_begin_-.d/10-routing-table",
-    "lxc_stopped_end_-.d/20-network-policy": "../lxc_start_begin_-.d/20-network-policy",
+    str(path): os.readlink(CHECKOUT / path) for path in PATHS if (CHECKOUT / path).is_symlink()
 }
 NAMESPACE = "urn:virt-hooks:1"
 

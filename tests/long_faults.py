@@ -50,8 +50,8 @@ ERRORS = {
 }
 OTHER_ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "EIO")
 SCRIPTS = {
-    "prepare": ("10-mkdirs", "20-ramdisk", "30-preload"),
-    "release": ("10-archive", "20-ramdisk", "30-post-rm-rf"),
+    phase: sorted(path.name for path in CHECKOUT.glob(f"lxc_{phase}_*.d/*"))
+    for phase in ("prepare", "release")
 }
 PHASES = {"prepare": ("prepare", "begin", "-"), "release": ("release", "end", "shutdown")}
 PROGRAMS = {

@@ -186,6 +186,8 @@ class ScriptCase(TestCase):
     """A test of one script, SCRIPT, whose element has the name that follows its number."""
 
     SCRIPT = ""
+    EXAMPLE = ""  # an element for which it has something to do; D is a directory of the test's
+    PROGRAM = ""  # that it runs then, if it runs one
 
     def call(
         self, elements, *phase, guest="web", name="", dry_run=False, environment=None, **options

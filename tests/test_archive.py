@@ -55,6 +55,8 @@ def archived(directory):
 
 class ArchiveCase(ScriptCase):
     SCRIPT = "10-archive"
+    EXAMPLE = "<archive><dircopy><src>D/log</src><dst>D/kept</dst></dircopy></archive>"
+    PROGRAM = "cp"
 
     def setUp(self):
         super().setUp()

@@ -1,6 +1,7 @@
 """How the scripts are laid out: each one file, which ends in the text that all have in common."""
 
 import ast
+import importlib
 import os
 import shutil
 import subprocess
@@ -13,34 +14,9 @@ FIRST_LINE = "#!/usr/bin/python3 -IS"
 DISPATCHERS_FIRST_LINE = "#!/usr/bin/env -S /usr/bin/python3 -IS"
 HEADING = "# --- The same in every script, from here to the end ---"
 COMMON_LINES = 160
-LINES = {
-    "10-mkdirs": 240,
-    "20-ramdisk": 320,
-    "30-preload": 275,
-    "10-routing-table": 330,
-    "20-network-policy": 235,
-    "10-archive": 370,
-    "30-post-rm-rf": 260,
-}
+MOST_LINES = 375
 OF_ITS_OWN = ("main", "validate")  # functions that are another thing in each script
-DISPATCHER_LINES = 290
-INSIDE = {
-    "10-mkdirs": "<dir>D/new</dir>",
-    "20-ramdisk": '<dir size="1M">D/tmp</dir>',
-    "30-preload": "<dircopy><src>D/log</src><dst>D/copy</dst></dircopy>",
-    "10-routing-table": "<rule>from 10.0.0.1</rule>",
-    "20-network-policy": "<nft>chain c { }</nft>",
-    "10-archive": "<dircopy><src>D/log</src><dst>D/kept</dst></dircopy>",
-    "30-post-rm-rf": "<dir>D/log</dir>",
-}
-PROGRAMS = {
-    "20-ramdisk": "mount",
-    "30-preload": "cp",
-    "10-routing-table": "ip",
-    "20-network-policy": "nft",
-    "10-archive": "cp",
-    "30-post-rm-rf": "rm",
-}
+DISPATCHER_LINES = 305
 COMPLAINER = """
 import sys
 for _ in range(1 << 10):
@@ -72,6 +48,13 @@ def element(name):
     return name.partition("-")[2]
 
 
+def case_of(name):
+    """The class of a script's tests that says how it is called."""
+    module = importlib.import_module(f"test_{element(name).replace('-', '_')}")
+    cases = [value for value in vars(module).values() if getattr(value, "SCRIPT", "") == name]
+    return next(case for case in cases if case.EXAMPLE)
+
+
 class Common(ScriptCase):
     def test_every_program_begins_with_the_isolated_interpreter_and_is_executable(self):
         first_lines = {CHECKOUT / "hooks/lxc": DISPATCHERS_FIRST_LINE}
@@ -88,6 +71,14 @@ class Common(ScriptCase):
                 text = ast.get_docstring(ast.parse(script(name).read_text())) or ""
                 self.assertIn(f"<{element(name)}", text)
                 self.assertIn(SCRIPTS[name].split("_")[1], text)  # its phase
+
+    def test_every_script_has_tests_and_is_in_the_documents(self):
+        for name in SCRIPTS:
+            with self.subTest(name):
+                self.assertIn(f"<{element(name)}", case_of(name).EXAMPLE)
+                for document in ("README.md", "command/virt-hooks.5"):
+                    text = (CHECKOUT / document).read_text()
+                    self.assertIn(f"<{element(name)}>", text, document)
 
     def test_every_script_ends_in_the_same_text_after_the_same_heading(self):
         texts = {}
@@ -123,9 +114,9 @@ class Common(ScriptCase):
         self.assertTrue(all((copy / link).is_symlink() for link in LINKS))
 
     def test_no_program_is_longer_than_it_may_be(self):
-        for name, most in LINES.items():
+        for name in SCRIPTS:
             with self.subTest(name):
-                self.assertLessEqual(len(lines(name)), most)
+                self.assertLessEqual(len(lines(name)), MOST_LINES)
         self.assertLessEqual(
             len((CHECKOUT / "hooks/lxc").read_text().splitlines()), DISPATCHER_LINES
         )
@@ -147,10 +138,7 @@ class Common(ScriptCase):
 
     def wish(self, name):
         """An element for which a script has something to do."""
-        tag = element(name)
-        given = ' id="101" name="uplink"' if tag == "routing-table" else ""
-        inside = INSIDE[name].replace("D/", f"{self.directory}/")
-        return f"<{tag}{given}>{inside}</{tag}>"
+        return case_of(name).EXAMPLE.replace("D/", f"{self.directory}/")
 
     def test_every_script_works_alone_wherever_it_is_copied(self):
         alone, modules = self.directory / "alone", self.directory / "modules"
@@ -179,7 +167,10 @@ class Common(ScriptCase):
     def test_what_a_program_says_that_fails_is_bounded_and_the_scripts_own_line_is_the_last(self):
         self.write("log/file", "text")
         (self.directory / "tmp").mkdir()
-        for name, program in PROGRAMS.items():
+        programs = {name: case_of(name).PROGRAM for name in SCRIPTS}
+        for name, program in programs.items():
+            if not program:
+                continue
             with self.subTest(name):
                 environment = self.path_with(program, COMPLAINER)
                 xml = self.write("xml", guest_xml(self.wish(name)))

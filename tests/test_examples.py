@@ -963,7 +963,7 @@ class Index(ExamplesTestCase):
         run([CHECKOUT / "install.sh", "--driver", "qemu", "--no-reload"], check=True)
         result = self.run_commands("examples/README.md", "Putting a script in place")
         self.assert_succeeds(result)
-        for line in ("    20-hugepages  ", "    03-hugepages -> "):
+        for line in ("    20-hugepages  ", "    03-hugepages  "):
             self.assertIn(line, result.stdout)
         self.assertTrue((HOOKS / "qemu_release_end_-.d/03-hugepages").exists())
 

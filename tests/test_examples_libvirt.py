@@ -52,9 +52,11 @@ class Qemu(TestCase):
         if not room:
             self.skipTest("the kernel has no room for 16 hugepages")
         self.addCleanup(POOL.write_text, f"{self.before}")
-        pages = self.directory / "hugetlbfs"
+        pages = Path("/run/hugetlbfs")  # QEMU, as its own user, does not get into self.directory
         pages.mkdir()
+        self.addCleanup(pages.rmdir)
         run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "tests", pages], check=True)
+        self.addCleanup(run, ["umount", pages], check=True)
         start_libvirtd_with_hooks(self.addCleanup, "--driver", "qemu")
         shutil.copy(CHECKOUT / "examples/20-hugepages", HOOKS / "qemu_prepare_begin_-.d")
         link = HOOKS / "qemu_release_end_-.d/03-hugepages"

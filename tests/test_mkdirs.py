@@ -17,6 +17,7 @@ def mkdirs(*entries):
 
 class Mkdirs(ScriptCase):
     SCRIPT = "10-mkdirs"
+    EXAMPLE = "<mkdirs><dir>D/new</dir></mkdirs>"
 
     def test_it_creates_a_directory_and_its_missing_parents(self):
         result = self.call(mkdirs(directory(self.directory / "a/b")))
@@ -141,6 +142,10 @@ class Mkdirs(ScriptCase):
             result = self.call(mkdirs(directory(path, **attributes)))
             self.assert_error(result, f"{why}: '{path}'")
         self.assert_error(self.call(mkdirs(directory(path / "new"))), path / "new", why)
+
+    def test_more_missing_parents_than_it_can_make_are_an_error_and_none_is_made(self):
+        path = f"{self.directory}{'/a' * 600}"
+        self.assert_refused(mkdirs(directory(path)), path)
 
     def test_a_number_of_any_length_is_an_error_of_its_element(self):
         for attributes in (

@@ -37,6 +37,8 @@ def policy(*texts, family=None):
 
 class PolicyCase(ScriptCase):
     SCRIPT = "20-network-policy"
+    EXAMPLE = "<network-policy><nft>chain c { }</nft></network-policy>"
+    PROGRAM = "nft"
 
     def setUp(self):
         super().setUp()

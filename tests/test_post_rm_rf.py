@@ -17,6 +17,8 @@ def post_rm_rf(*paths):
 
 class PostRmRf(ScriptCase):
     SCRIPT = "30-post-rm-rf"
+    EXAMPLE = "<post-rm-rf><dir>D/log</dir></post-rm-rf>"
+    PROGRAM = "rm"
 
     def remove(self, *paths, **options):
         return self.call(post_rm_rf(*paths), **options)

@@ -26,6 +26,8 @@ def ramdisk(*entries):
 
 class Ramdisk(ScriptCase):
     SCRIPT = "20-ramdisk"
+    EXAMPLE = '<ramdisk><dir size="1M">D/tmp</dir></ramdisk>'
+    PROGRAM = "mount"
 
     def make(self, name="disk"):
         """Create a directory that is to get a ramdisk."""

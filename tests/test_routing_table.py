@@ -82,6 +82,8 @@ class RoutingTable(ScriptCase):
     """A host of its own: its network has br0 with 10.77.0.1, 10.77.0.5 and fd77::1."""
 
     SCRIPT = "10-routing-table"
+    EXAMPLE = '<routing-table id="101" name="uplink"><rule>from 10.0.0.1</rule></routing-table>'
+    PROGRAM = "ip"
 
     def setUp(self):
         super().setUp()

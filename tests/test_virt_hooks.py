@@ -182,6 +182,14 @@ class Sound(CheckTestCase):
         (self.hooks / "qemu_prepare_begin_-.d").symlink_to(PREPARE)
         self.assert_sound()
 
+    def test_a_hook_that_is_a_link_to_a_program_as_in_the_deb(self):
+        program = self.directory / "sbin/virt-hooks-dispatch"
+        program.parent.mkdir()
+        (self.hooks / "lxc").rename(program)
+        (self.hooks / "lxc").symlink_to(program)
+        self.assert_sound()
+        self.assert_sound(*NO_LIBVIRT)
+
     def test_metadata_of_others(self):
         xml = domain(MKDIRS).replace(
             "<metadata>",
@@ -423,6 +431,32 @@ class BrokenDirectories(CheckTestCase):
         (self.hooks / PREPARE / "50-site").symlink_to(target)
         target.parent.chmod(0o777)
         self.assert_mended(self.assert_finds(target.parent, f"chmod go-w {target.parent}"))
+
+    def test_one_on_the_way_of_links(self):
+        target = self.write("srv/site/scripts/site", SHELL, 0o755)
+        home = self.directory / "home"
+        home.mkdir()
+        (home / "bin").symlink_to(target.parent)
+        (self.hooks / PREPARE / "50-site").symlink_to(home / "bin/site")
+        self.assert_sound()
+        for place, break_it in (
+            (target.parents[1], lambda place: os.chown(place, 1000, 0)),
+            (target.parents[1], lambda place: place.chmod(0o775)),
+            (home, lambda place: os.chown(place, 1000, 0)),
+            (home / "bin", lambda place: os.chown(place, 1000, 0, follow_symlinks=False)),
+        ):
+            with self.subTest(place=place):
+                break_it(place)
+                self.assert_mended(self.assert_finds(f"{place}: ", f" {place}"))
+
+    def test_a_program_that_the_hook_is_a_link_to(self):
+        program = self.directory / "sbin/virt-hooks-dispatch"
+        program.parent.mkdir()
+        (self.hooks / "lxc").rename(program)
+        (self.hooks / "lxc").symlink_to(program)
+        for place in (program, program.parent):
+            place.chmod(0o775)
+            self.assert_mended(self.assert_finds(f"{place}: ", f"chmod go-w {place}"))
 
     def test_one_that_is_a_link_to_nowhere_or_a_file(self):
         shutil.rmtree(self.hooks / RELEASE)
@@ -955,6 +989,61 @@ class Asking(CheckTestCase):
             self.assertEqual((result.returncode, result.stdout), (2, ""))
             self.assertIn("qemu: virsh: down", result.stderr)
 
+    def test_a_driver_that_this_libvirt_does_not_have(self):
+        """As virsh 9.0 and 11.3 says it, with libvirtd and with daemons of one driver each."""
+        install_dispatcher(self.hooks / "qemu")
+        shutil.copytree(self.hooks / PREPARE, self.hooks / "qemu_prepare_begin_-.d")
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        command = [COMMAND, "check", "--hooks-dir", self.hooks]
+        for words in (
+            "error: no connection driver available for qemu:///system",
+            "error: Failed to connect socket to '/run/x-sock': No such file or directory",
+        ):
+            virsh = f'#!/bin/sh\ncase "$*" in *qemu:*) echo "{words}" >&2; exit 1 ;; esac\n'
+            virsh += f'shift 3\nexec {shutil.which("virsh")} -q -c test:///default "$@"\n'
+            self.write("bin/virsh", virsh, 0o755)
+            for arguments in ([], ["test"]):
+                result = run([*command, *arguments], env=environment)
+                self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
+            result = run([*command, "--driver", "qemu"], env=environment)
+            self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+            own = self.script("qemu_prepare_begin_-.d/50-own")  # somebody misses the driver
+            result = run(command, env=environment)
+            self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+            own.unlink()
+            self.write("bin/virsh", f'#!/bin/sh\necho "{words}" >&2; exit 1\n', 0o755)
+            result = run(command, env=environment)  # libvirt has none, or does not run
+            self.assertEqual(result.returncode, 2)
+
+    def test_a_libvirt_that_does_not_run_is_the_first_line_and_one(self):
+        install_dispatcher(self.hooks / "qemu")
+        self.script(f"{PREPARE}/50-x", "#!/opt/nope\n")
+        self.script(f"{PREPARE}/web/10-x")
+        words = "error: failed to connect to the hypervisor\nerror: No such file or directory"
+        self.write("bin/virsh", f'#!/bin/sh\necho "{words}" >&2\nexit 1\n', 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        for command, status in ((["check"], 2), (["check", "web"], 2), (["list", "web"], 2)):
+            words = [COMMAND, *command, "--hooks-dir", self.hooks]
+            result = run(["sh", "-c", '"$@" 2>&1', "sh", *words], env=environment)
+            self.assertEqual(result.returncode, status, result.stdout)
+            first, rest = result.stdout.split("\n", 1)
+            self.assertIn("virt-hooks: lxc, qemu: virsh: failed to connect", first)
+            self.assertNotIn("virsh", rest)
+            self.assertNotIn("no guest is called", rest)
+            self.assertIn("50-x", rest)
+
+    def test_a_libvirt_that_does_not_answer(self):
+        self.script(f"{PREPARE}/50-x", "#!/opt/nope\n")
+        install_dispatcher(self.hooks / "qemu")
+        self.write("bin/virsh", f"{SHELL}echo >>{self.directory}/asked\nexec sleep 1000\n", 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        result = run([COMMAND, "check", "--hooks-dir", self.hooks], env=environment)
+        self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+        self.assertIn("lxc, qemu: ", result.stderr)
+        self.assertIn("libvirt does not answer", result.stdout)
+        self.assertIn("/opt/nope", result.stdout)
+        self.assertLessEqual((self.directory / "asked").read_text().count("\n"), 3)
+
     def test_stdin(self):
         xml = domain("<mkdirs><dir>srv</dir></mkdirs>")
         result = self.virt_hooks("check", "-", input=xml)
@@ -1018,8 +1107,7 @@ class Asking(CheckTestCase):
         result = self.check(*files, timeout=600)
         self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
         used = sum(os.times()[2:4]) - sum(began[2:4])  # of the processors, however busy they are
-        print(f"check of 100 guests: {used:.1f} s of one processor")
-        self.assertLess(used, 20)  # that is 10 s on two
+        self.assertLess(used, 20)  # seconds of one processor; it was 7.6 to 8.7
 
     def test_a_terminal_sees_the_progress_and_findings_in_red(self):
         wrong = self.guest("<mkdirs><dir>srv</dir></mkdirs>")
@@ -1145,6 +1233,52 @@ class List(VirtHooksTestCase):
             self.assertIn(part, apart)
         self.assertIn(f"{PREPARE}/15-off: it is switched off", apart)
         self.assertNotIn("15-off", result.stdout.partition("Never run\n")[0])
+
+    def test_directories_of_no_guest_and_what_libvirt_itself_runs(self):
+        self.script(f"{PREPARE}/Test/10-x")
+        self.script(f"{PREPARE}/build-4711/10-x")
+        self.script(f"{PREPARE}/test/10-x")
+        self.script("lxc.d/theirs", "#!/bin/sh\n# theirs: does something.\n")
+        self.script("lxc.d/off", SHELL, 0o644)
+        self.script("lxc.d/test/prepare/begin/start.sh")
+        shown = self.list().stdout
+        apart, _heading, last = shown.partition("Never run\n")[2].partition("libvirt itself")
+        self.assertRegex(apart, f"{PREPARE}/Test: .*did you mean test\\?")
+        self.assertRegex(apart, f"{PREPARE}/build-4711: [^;]*\n")
+        self.assertNotIn(f"{PREPARE}/test", apart)
+        self.assertIn("lxc.d/test/prepare/begin/start.sh: ", apart)
+        self.assertIn("lxc.d/theirs", last)
+        self.assertIn("does something", last)
+        self.assertNotIn("lxc.d/off", last)
+        apart = self.list("test").stdout.partition("Not run for test\n")[2]
+        self.assertRegex(apart, f"{PREPARE}/Test: .*did you mean test\\?")
+        self.assertNotIn("build-4711", apart)
+
+    def test_why_scripts_do_not_run_for_a_guest(self):
+        (self.hooks / PREPARE / "30-preload").chmod(0o644)
+        self.script(f"{PREPARE}/web/start.sh")
+        self.script(f"{PREPARE}/db/start.sh")
+        shown, _heading, apart = self.list(self.guest(MKDIRS)).stdout.partition("Not run for web\n")
+        self.assertEqual(shown.count("10-mkdirs"), 1)
+        for line in (
+            f"{PREPARE}/20-ramdisk: no <ramdisk> in its XML",
+            f"{PREPARE}/30-preload: it is switched off",
+            f"{PREPARE}/web/start.sh: its name",
+            f"{RELEASE}/10-archive: no <archive> in its XML",
+        ):
+            self.assertIn(line, apart)
+        self.assertNotIn("db/", apart)
+
+    def test_a_terminal_of_80_columns(self):
+        self.script(f"{PREPARE}/50-a-script-with-quite-a-long-name", f"{SHELL}# {'word ' * 30}\n")
+        target = self.write("some/where/else/in/quite/a/deep/tree/site", SHELL, 0o755)
+        (self.hooks / RELEASE / "50-site").symlink_to(target)
+        self.script(f"{PREPARE}/a-guest-with-a-long-name/a-file-of-a-long-name.sh")
+        self.script("lxc.d/a-program-with-a-long-name", f"{SHELL}# {'word ' * 30}\n")
+        for arguments in ([], [self.guest()]):
+            shown = on_terminal([COMMAND, "list", "--hooks-dir", self.hooks, *arguments])
+            lines = re.sub("\033\\[[0-9]*m", "", shown).replace("\r", "").split("\n")
+            self.assertLessEqual(max(map(len, lines)), 80, shown)
 
     def test_reasons_are_phases_of_their_own_where_libvirt_gives_them(self):
         self.script("lxc_release_end_from_snapshot.d/15-mine")

@@ -226,7 +226,7 @@ class Stuck(VirtHooksTestCase):
     def hanging(self, path, text="sleep 1000"):
         """Start the guest web, whose hook hangs; return the process of virsh and the script's."""
         pid = self.directory / "pid"
-        begin = f"#!/bin/sh\necho $$ >{pid}.new; mv {pid}.new {pid}\n"
+        begin = f"#!/bin/sh\n[ ! -e {pid} ] || exit 0\necho $$ >{pid}.new; mv {pid}.new {pid}\n"
         script = put_hook(self, path, f"{begin}{text}\n")
         self.guest()
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}

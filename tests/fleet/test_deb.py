@@ -96,7 +96,8 @@ class Package(TestCase):
         for driver in ("lxc", "qemu"):
             (copy / HOOKS / driver).symlink_to(DISPATCHER)
         self.done(["dpkg-deb", "--extract", new, tree])
-        shutil.rmtree(tree / "usr/share/doc")
+        for name in ("doc", "lintian"):
+            shutil.rmtree(tree / "usr/share" / name)
         self.done(["gunzip", *tree.glob("usr/share/man/*/virt-hooks.?.gz")])
         os.unlink(tree / "usr/share/man/man8/virt-hooks-dispatch.8.gz")
         wanted, found = (

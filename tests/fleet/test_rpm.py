@@ -55,7 +55,7 @@ class Package(TestCase):
                     path.removesuffix(".gz"): mode  # rpm compresses manual pages on Fedora alone
                     for path, mode in files.items()
                     if mode.startswith("-")
-                    and not path.startswith(("/usr/share/doc/virt-hooks/c", "/usr/share/lic"))
+                    and not path.startswith(("/usr/share/doc/virt-hooks/c", "/usr/share/li"))
                 }
             )
         rpms = {
