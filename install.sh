@@ -185,15 +185,32 @@ contents_for() {
     for part; do
         case $part in
             command) cat <<END ;;
+command/libvirt_calls.py $prefix/share/virt-hooks/libvirt_calls.py
+command/new.py $prefix/share/virt-hooks/new.py
+command/new.sh $prefix/share/virt-hooks/new.sh
 command/virt-hooks $prefix/sbin/virt-hooks
 command/virt-hooks.8 $prefix/share/man/man8/virt-hooks.8
 command/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5
 command/virt-hooks.bash $prefix/share/bash-completion/completions/virt-hooks
 END
             daemon | network) ;; # libvirt calls no prepare and no release for these
-            qemu) scripts_for lxc qemu && scripts_for qemu qemu ;;
-            *) scripts_for lxc "$part" ;;
+            *) cat <<END ;;
+lxc_prepare_begin_-.d/10-mkdirs ${part}_prepare_begin_-.d/10-mkdirs
+lxc_prepare_begin_-.d/20-ramdisk ${part}_prepare_begin_-.d/20-ramdisk
+lxc_prepare_begin_-.d/30-preload ${part}_prepare_begin_-.d/30-preload
+lxc_start_begin_-.d/10-routing-table ${part}_start_begin_-.d/10-routing-table
+lxc_start_begin_-.d/20-network-policy ${part}_start_begin_-.d/20-network-policy
+#link:../${part}_start_begin_-.d/10-routing-table ${part}_stopped_end_-.d/10-routing-table
+#link:../${part}_start_begin_-.d/20-network-policy ${part}_stopped_end_-.d/20-network-policy
+lxc_release_end_-.d/10-archive ${part}_release_end_-.d/10-archive
+#link:../${part}_prepare_begin_-.d/20-ramdisk ${part}_release_end_-.d/20-ramdisk
+lxc_release_end_-.d/30-post-rm-rf ${part}_release_end_-.d/30-post-rm-rf
+END
         esac
+        [ "$part" != qemu ] || cat <<END
+qemu_restore_begin_-.d/00-saved-image qemu_restore_begin_-.d/00-saved-image
+#link:../qemu_restore_begin_-.d/00-saved-image qemu_started_begin_-.d/00-saved-image
+END
         [ "$part" = command ] || say "hooks/lxc $part"
     done | while read -r source path; do
         case $source in
@@ -202,20 +219,6 @@ END
         esac
         [ -n "$sum" ] || fail "$here/$source is missing; nothing was changed"
         say "$sum $source $path"
-    done
-}
-
-# Print the scripts in the checkout's directories of one driver, and their places for another one. A
-# script of two phases is a file and a link to it.
-scripts_for() {
-    for script in "$here/$1"_*.d/[0-9]*; do
-        script=${script#"$here/"}
-        case ${script##*/} in *[!a-z0-9-]*) continue ;; esac # an editor's backup
-        if link=$(readlink -- "$here/$script"); then
-            say "#link:../$2${link#"../$1"} $2${script#"$1"}"
-        else
-            say "$script $2${script#"$1"}"
-        fi
     done
 }
 
@@ -363,7 +366,7 @@ put() {
     [ "$there" != "$1" ] || return 0
     mode=0755
     case $2:$(stat -c %A -- "$file" 2>/dev/null) in # "test -x" fails on a noexec mount
-        *.[58]:* | *.bash:* | *:-??-??-??-) mode=0644 ;; # not a program, or switched off
+        command/*.*:* | *:-??-??-??-) mode=0644 ;; # not a program, or switched off
     esac
     mkdir -p -- "${file%/*}"
     case $2 in
@@ -390,7 +393,7 @@ remove_all_but() {
     [ -n "$1" ] || rm -f -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
 }
 
-# Remove a file if it matches its entry, and its phase directory if this is then empty.
+# Remove a file if it matches its entry, and its directory if that is ours and then empty.
 remove() {
     if ! is_ours "$1" ''; then
         say "left $file, which has changed"
@@ -401,7 +404,9 @@ remove() {
     fi
     rm -f -- "$temporary"
     case $1 in
-        [!/]*/*) [ ! -d "${file%/*}" ] || rmdir --ignore-fail-on-non-empty -- "${file%/*}" ;;
+        [!/]*/* | */share/virt-hooks/*)
+            [ ! -d "${file%/*}" ] || rmdir --ignore-fail-on-non-empty -- "${file%/*}"
+            ;;
     esac
 }
 

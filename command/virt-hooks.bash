@@ -67,7 +67,8 @@ _virt_hooks_guests() {
             if [[ -n $guest && $guest == "${word//\\/}"* ]]; then
                 COMPREPLY+=("$(printf %q "$guest")")
             fi
-        done < <(virsh -q -c "${uri:-${name/libxl/xen}:///system}" "$command" --all --name 2>/dev/null)
+        done < <(timeout 2 virsh -q -c "${uri:-${name/libxl/xen}:///system}" \
+            "$command" --all --name 2>/dev/null)
         [ -z "$uri" ] || break
     done
 }

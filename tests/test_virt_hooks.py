@@ -9,7 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from harness import CHECKOUT, NAMESPACE, TestCase, domain, install_dispatcher, run
+from harness import CHECKOUT, NAMESPACE, TestCase, install_dispatcher, run
+from scripts import guest_xml, uuid_of
 
 COMMAND = CHECKOUT / "command/virt-hooks"
 PREPARE, START, RELEASE = "lxc_prepare_begin_-.d", "lxc_start_begin_-.d", "lxc_release_end_-.d"
@@ -66,7 +67,7 @@ class VirtHooksTestCase(TestCase):
     def guest(self, elements=None, xml=None, name="web"):
         """Write a guest's XML; return the file's path."""
         elements = LIFE.format(self.directory) if elements is None else elements
-        return self.write(f"{name}.xml", domain(elements, name) if xml is None else xml)
+        return self.write(f"{name}.xml", xml or guest_xml(elements, name, has_uuid=False))
 
 
 class CheckTestCase(VirtHooksTestCase):
@@ -182,13 +183,21 @@ class Sound(CheckTestCase):
         (self.hooks / "qemu_prepare_begin_-.d").symlink_to(PREPARE)
         self.assert_sound()
 
+    def test_a_hook_that_is_a_link_to_a_program_as_in_the_deb(self):
+        program = self.directory / "sbin/virt-hooks-dispatch"
+        program.parent.mkdir()
+        (self.hooks / "lxc").rename(program)
+        (self.hooks / "lxc").symlink_to(program)
+        self.assert_sound()
+        self.assert_sound(*NO_LIBVIRT)
+
     def test_metadata_of_others(self):
-        xml = domain(MKDIRS).replace(
+        xml = guest_xml(MKDIRS).replace(
             "<metadata>",
             '<metadata><x:mkdirs xmlns:x="http://example.org/a b"/><hooks xmlns="urn:other"/>',
         )
         self.assert_sound(self.guest(xml=xml))
-        xml = domain("<mkdirs/>").replace(NAMESPACE, "https://example.org/something-else")
+        xml = guest_xml("<mkdirs/>").replace(NAMESPACE, "https://example.org/something-else")
         self.assert_sound(self.guest(xml=xml))
 
     def test_an_element_of_a_script_that_does_not_say_so(self):
@@ -205,7 +214,8 @@ class Sound(CheckTestCase):
     def test_a_guest_that_has_no_uuid_yet(self):
         elements = "<network-policy><nft>chain a { }</nft></network-policy>"
         self.assert_sound(self.guest(elements))
-        xml = f"<?xml version='1.0'?><!-- a --><domain><name>web</name>{domain(elements)[31:]}"
+        rest = guest_xml(elements, has_uuid=False).partition("</name>")[2]
+        xml = f"<?xml version='1.0'?><!-- a --><domain><name>web</name>{rest}"
         self.assert_sound("--driver", "lxc", self.guest(xml=xml))
 
     def test_nothing_is_done_whatever_it_finds(self):
@@ -226,7 +236,7 @@ class BrokenHook(CheckTestCase):
         self.assert_finds(missing, "install.sh --driver qemu", *NO_LIBVIRT)
 
     def test_a_driver_for_which_nothing_is_installed(self):
-        xml = domain(MKDIRS).replace("type='lxc'", "type='kvm'")
+        xml = guest_xml(MKDIRS).replace("type='lxc'", "type='kvm'")
         self.assert_finds(f"{self.hooks}/qemu", "install.sh --driver qemu", self.guest(xml=xml))
         self.assert_sound(self.guest(xml=xml.replace(MKDIRS, "")))
 
@@ -409,7 +419,6 @@ class BrokenDirectories(CheckTestCase):
             (lambda: script.chmod(0o777), script),
             (lambda: os.chown(script, 1000, 0), script),
             (lambda: phase.chmod(0o777), phase),
-            (lambda: phase.chmod(0o1777), phase),
             (lambda: os.chown(phase, 1000, 0), phase),
             (lambda: own.chmod(0o775), own),
         ):
@@ -423,6 +432,32 @@ class BrokenDirectories(CheckTestCase):
         (self.hooks / PREPARE / "50-site").symlink_to(target)
         target.parent.chmod(0o777)
         self.assert_mended(self.assert_finds(target.parent, f"chmod go-w {target.parent}"))
+
+    def test_one_on_the_way_of_links(self):
+        target = self.write("srv/site/scripts/site", SHELL, 0o755)
+        home = self.directory / "home"
+        home.mkdir()
+        (home / "bin").symlink_to(target.parent)
+        (self.hooks / PREPARE / "50-site").symlink_to(home / "bin/site")
+        self.assert_sound()
+        for place, break_it in (
+            (target.parents[1], lambda place: os.chown(place, 1000, 0)),
+            (target.parents[1], lambda place: place.chmod(0o775)),
+            (home, lambda place: os.chown(place, 1000, 0)),
+            (home / "bin", lambda place: os.chown(place, 1000, 0, follow_symlinks=False)),
+        ):
+            with self.subTest(place=place):
+                break_it(place)
+                self.assert_mended(self.assert_finds(f"{place}: ", f" {place}"))
+
+    def test_a_program_that_the_hook_is_a_link_to(self):
+        program = self.directory / "sbin/virt-hooks-dispatch"
+        program.parent.mkdir()
+        (self.hooks / "lxc").rename(program)
+        (self.hooks / "lxc").symlink_to(program)
+        for place in (program, program.parent):
+            place.chmod(0o775)
+            self.assert_mended(self.assert_finds(f"{place}: ", f"chmod go-w {place}"))
 
     def test_one_that_is_a_link_to_nowhere_or_a_file(self):
         shutil.rmtree(self.hooks / RELEASE)
@@ -787,7 +822,7 @@ class BrokenMetadata(CheckTestCase):
 
     def test_a_namespace_that_is_nearly_ours(self):
         for namespace in ("urn:virt-hooks:2", "urn:virt-hook:1", "urn:virthooks:1", "virt-hooks:1"):
-            xml = domain(MKDIRS).replace(NAMESPACE, namespace)
+            xml = guest_xml(MKDIRS).replace(NAMESPACE, namespace)
             self.assert_finds(f"{namespace}; did you mean {NAMESPACE}", "edit", self.guest(xml=xml))
 
     def test_hooks_in_the_wrong_place(self):
@@ -955,14 +990,69 @@ class Asking(CheckTestCase):
             self.assertEqual((result.returncode, result.stdout), (2, ""))
             self.assertIn("qemu: virsh: down", result.stderr)
 
+    def test_a_driver_that_this_libvirt_does_not_have(self):
+        """As virsh 9.0 and 11.3 says it, with libvirtd and with daemons of one driver each."""
+        install_dispatcher(self.hooks / "qemu")
+        shutil.copytree(self.hooks / PREPARE, self.hooks / "qemu_prepare_begin_-.d")
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        command = [COMMAND, "check", "--hooks-dir", self.hooks]
+        for words in (
+            "error: no connection driver available for qemu:///system",
+            "error: Failed to connect socket to '/run/x-sock': No such file or directory",
+        ):
+            virsh = f'#!/bin/sh\ncase "$*" in *qemu:*) echo "{words}" >&2; exit 1 ;; esac\n'
+            virsh += f'shift 3\nexec {shutil.which("virsh")} -q -c test:///default "$@"\n'
+            self.write("bin/virsh", virsh, 0o755)
+            for arguments in ([], ["test"]):
+                result = run([*command, *arguments], env=environment)
+                self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
+            result = run([*command, "--driver", "qemu"], env=environment)
+            self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+            own = self.script("qemu_prepare_begin_-.d/50-own")  # somebody misses the driver
+            result = run(command, env=environment)
+            self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+            own.unlink()
+            self.write("bin/virsh", f'#!/bin/sh\necho "{words}" >&2; exit 1\n', 0o755)
+            result = run(command, env=environment)  # libvirt has none, or does not run
+            self.assertEqual(result.returncode, 2)
+
+    def test_a_libvirt_that_does_not_run_is_the_first_line_and_one(self):
+        install_dispatcher(self.hooks / "qemu")
+        self.script(f"{PREPARE}/50-x", "#!/opt/nope\n")
+        self.script(f"{PREPARE}/web/10-x")
+        words = "error: failed to connect to the hypervisor\nerror: No such file or directory"
+        self.write("bin/virsh", f'#!/bin/sh\necho "{words}" >&2\nexit 1\n', 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        for command, status in ((["check"], 2), (["check", "web"], 2), (["list", "web"], 2)):
+            words = [COMMAND, *command, "--hooks-dir", self.hooks]
+            result = run(["sh", "-c", '"$@" 2>&1', "sh", *words], env=environment)
+            self.assertEqual(result.returncode, status, result.stdout)
+            first, rest = result.stdout.split("\n", 1)
+            self.assertIn("virt-hooks: lxc, qemu: virsh: failed to connect", first)
+            self.assertNotIn("virsh", rest)
+            self.assertNotIn("no guest is called", rest)
+            self.assertIn("50-x", rest)
+
+    def test_a_libvirt_that_does_not_answer(self):
+        self.script(f"{PREPARE}/50-x", "#!/opt/nope\n")
+        install_dispatcher(self.hooks / "qemu")
+        self.write("bin/virsh", f"{SHELL}echo >>{self.directory}/asked\nexec sleep 1000\n", 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        result = run([COMMAND, "check", "--hooks-dir", self.hooks], env=environment)
+        self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+        self.assertIn("lxc, qemu: ", result.stderr)
+        self.assertIn("libvirt does not answer", result.stdout)
+        self.assertIn("/opt/nope", result.stdout)
+        self.assertLessEqual((self.directory / "asked").read_text().count("\n"), 3)
+
     def test_stdin(self):
-        xml = domain("<mkdirs><dir>srv</dir></mkdirs>")
+        xml = guest_xml("<mkdirs><dir>srv</dir></mkdirs>")
         result = self.virt_hooks("check", "-", input=xml)
         self.assertEqual(result.returncode, 1)
         self.assertIn("'srv'", result.stdout)
 
     def test_xml_that_does_not_say_its_driver(self):
-        xml = domain(MKDIRS).replace(" type='lxc'", "")
+        xml = guest_xml(MKDIRS).replace(" type='lxc'", "")
         self.assert_cannot_look("--driver", self.guest(xml=xml))
         self.assert_sound("--driver", "lxc", self.guest(xml=xml))
 
@@ -971,7 +1061,7 @@ class Asking(CheckTestCase):
         source = CHECKOUT / PREPARE / "10-mkdirs"
         (self.hooks / "network_start_begin_-.d").mkdir()
         shutil.copy(source, self.hooks / "network_start_begin_-.d")
-        xml = domain("<mkdirs><dir>srv</dir></mkdirs>", "net")
+        xml = guest_xml("<mkdirs><dir>srv</dir></mkdirs>", "net")
         xml = xml.replace("<domain type='lxc'", "<network").replace("</domain", "</network")
         for declaration in ("", "<?xml version='1.0'?>\n"):
             result = self.check(self.guest(xml=declaration + xml))
@@ -1034,7 +1124,7 @@ class Asking(CheckTestCase):
         result = self.check(self.guest(f"<mkdirs><dir>{evil}</dir></mkdirs>"))
         self.assertEqual(result.returncode, 1)
         self.assertTrue(all(c.isprintable() for c in result.stdout.replace("\n", "")))
-        xml = domain("").replace(NAMESPACE, "urn:virt-hooks:2&#10;lxc:fine\u009b")
+        xml = guest_xml("").replace(NAMESPACE, "urn:virt-hooks:2&#10;lxc:fine\u009b")
         result = self.check(self.guest(xml=xml))
         self.assertEqual((result.returncode, result.stdout.count("\n")), (1, 2), result.stdout)
 
@@ -1145,6 +1235,52 @@ class List(VirtHooksTestCase):
         self.assertIn(f"{PREPARE}/15-off: it is switched off", apart)
         self.assertNotIn("15-off", result.stdout.partition("Never run\n")[0])
 
+    def test_directories_of_no_guest_and_what_libvirt_itself_runs(self):
+        self.script(f"{PREPARE}/Test/10-x")
+        self.script(f"{PREPARE}/build-4711/10-x")
+        self.script(f"{PREPARE}/test/10-x")
+        self.script("lxc.d/theirs", "#!/bin/sh\n# theirs: does something.\n")
+        self.script("lxc.d/off", SHELL, 0o644)
+        self.script("lxc.d/test/prepare/begin/start.sh")
+        shown = self.list().stdout
+        apart, _heading, last = shown.partition("Never run\n")[2].partition("libvirt itself")
+        self.assertRegex(apart, f"{PREPARE}/Test: .*did you mean test\\?")
+        self.assertRegex(apart, f"{PREPARE}/build-4711: [^;]*\n")
+        self.assertNotIn(f"{PREPARE}/test", apart)
+        self.assertIn("lxc.d/test/prepare/begin/start.sh: ", apart)
+        self.assertIn("lxc.d/theirs", last)
+        self.assertIn("does something", last)
+        self.assertNotIn("lxc.d/off", last)
+        apart = self.list("test").stdout.partition("Not run for test\n")[2]
+        self.assertRegex(apart, f"{PREPARE}/Test: .*did you mean test\\?")
+        self.assertNotIn("build-4711", apart)
+
+    def test_why_scripts_do_not_run_for_a_guest(self):
+        (self.hooks / PREPARE / "30-preload").chmod(0o644)
+        self.script(f"{PREPARE}/web/start.sh")
+        self.script(f"{PREPARE}/db/start.sh")
+        shown, _heading, apart = self.list(self.guest(MKDIRS)).stdout.partition("Not run for web\n")
+        self.assertEqual(shown.count("10-mkdirs"), 1)
+        for line in (
+            f"{PREPARE}/20-ramdisk: no <ramdisk> in its XML",
+            f"{PREPARE}/30-preload: it is switched off",
+            f"{PREPARE}/web/start.sh: its name",
+            f"{RELEASE}/10-archive: no <archive> in its XML",
+        ):
+            self.assertIn(line, apart)
+        self.assertNotIn("db/", apart)
+
+    def test_a_terminal_of_80_columns(self):
+        self.script(f"{PREPARE}/50-a-script-with-quite-a-long-name", f"{SHELL}# {'word ' * 30}\n")
+        target = self.write("some/where/else/in/quite/a/deep/tree/site", SHELL, 0o755)
+        (self.hooks / RELEASE / "50-site").symlink_to(target)
+        self.script(f"{PREPARE}/a-guest-with-a-long-name/a-file-of-a-long-name.sh")
+        self.script("lxc.d/a-program-with-a-long-name", f"{SHELL}# {'word ' * 30}\n")
+        for arguments in ([], [self.guest()]):
+            shown = on_terminal([COMMAND, "list", "--hooks-dir", self.hooks, *arguments])
+            lines = re.sub("\033\\[[0-9]*m", "", shown).replace("\r", "").split("\n")
+            self.assertLessEqual(max(map(len, lines)), 80, shown)
+
     def test_reasons_are_phases_of_their_own_where_libvirt_gives_them(self):
         self.script("lxc_release_end_from_snapshot.d/15-mine")
         for version, given in (("10.4.0", False), ("10.5.0", True), ("11.3.0", True)):
@@ -1182,8 +1318,7 @@ class Replay(VirtHooksTestCase):
             f'#!/bin/sh\nprintf "%s|" "$@" >{said}\npwd >>{said}\numask >>{said}\n'
             f"tr '\\0' ' ' </proc/$$/environ >>{said}\necho >>{said}\ncat >>{said}\n",
         )
-        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
-        file = self.guest(xml=domain("").replace("<metadata>", f"{uuid}<metadata>"))
+        file = self.guest(xml=guest_xml(""))
         self.assert_succeeds(self.replay(file, "prepare", umask=0o077))
         words, umask, environment, xml = said.read_text().split("\n", 3)
         self.assertEqual(words, "web|prepare|begin|-|/")
@@ -1241,8 +1376,7 @@ class Replay(VirtHooksTestCase):
     def test_filters_print_the_xml_that_libvirt_would_get(self):
         install_dispatcher(self.hooks / "qemu")
         self.script("qemu_restore_begin_-.d/10-filter", "#!/bin/sh\nsed s/lxc/kvm/\n")
-        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
-        xml = domain("").replace("<metadata>", f"{uuid}\n<metadata>")
+        xml = guest_xml("\n")
         result = self.replay("--driver", "qemu", self.guest(xml=xml), "restore")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn(xml.replace("lxc", "kvm"), result.stdout.replace("\n    ", "\n"))
@@ -1379,8 +1513,7 @@ class New(VirtHooksTestCase):
 
     def call(self, phase, elements, driver="qemu", dry_run=False):
         """Call the installed hook, as libvirt does, for a guest or a network with a UUID."""
-        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
-        xml = domain(elements).replace("<metadata>", f"{uuid}<metadata>")
+        xml = guest_xml(elements)
         if driver == "network":
             xml = f"<hookData>{xml.replace('domain', 'network')}</hookData>"
         environment = {"PATH": os.environ["PATH"], "VIRT_HOOKS_DRY_RUN": "1" if dry_run else "0"}
@@ -1433,7 +1566,7 @@ class New(VirtHooksTestCase):
             ):
                 with self.subTest(language=language, elements=elements):
                     arguments = [path, "web", "started", "begin", "-"]
-                    result = run(arguments, input=domain(elements))
+                    result = run(arguments, input=guest_xml(elements))
                     self.assertEqual(result.returncode, status, result.stderr)
                     self.assertEqual(result.stdout, "".join(f"do it here: {t}\n" for t in said))
                     if status:
@@ -1459,7 +1592,7 @@ class New(VirtHooksTestCase):
                 operations = f"{first.split()[0]},{last.split()[0]}"
                 self.made("--language", language, driver, operations, f"do-{language}")
                 element = f"do-{language}"
-                state = Path(f"/run/virt-hooks/{element}-11111111-2222-3333-4444-555555555555")
+                state = Path(f"/run/virt-hooks/{element}-{uuid_of('web')}")
                 two, broken = f"<{element}>a</{element}><{element}>b</{element}>", f"<{element}/>"
                 with self.subTest(language=language, driver=driver):
                     shutil.rmtree("/run/virt-hooks", ignore_errors=True)
@@ -1506,7 +1639,8 @@ class New(VirtHooksTestCase):
         programs.mkdir()
         for name in ("cat", "seq", "sh"):
             (programs / name).symlink_to(shutil.which(name))
-        result = run(["sh", path, "web"], input=domain("<say>a</say>"), env={"PATH": str(programs)})
+        xml = guest_xml("<say>a</say>")
+        result = run(["sh", path, "web"], input=xml, env={"PATH": str(programs)})
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("xmllint", result.stderr)
 
