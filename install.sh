@@ -1,20 +1,21 @@
 #!/bin/sh
 # Installs virt-hooks, upgrades it and uninstalls it; "install.sh --help" says how.
 #
-# It records what it installs in the hooks directory, in .virt-hooks.sha256: for a file the line of
-# sha256sum(1), for a link "#link:TARGET  NAME", which is a comment to "sha256sum -c". A file that is
-# as recorded is ours, to be replaced or removed. Any other is the administrator's, and stays. The
-# command, its manual and its completion are recorded by their absolute paths, without DESTDIR.
+# .virt-hooks.sha256 in the hooks directory records the installed files: for a file the line of
+# sha256sum(1), for a link "#link:TARGET  NAME"; absolute paths are without DESTDIR. We replace and
+# remove only files that match their entries. Any other file is the administrator's, and stays. We
+# write an entry to disk before its file and remove it after the file, so install.sh may be killed.
 set -eu
 umask 022
 export LC_ALL=C # one order of sorting, one language of messages
 
-PYTHON=/usr/bin/python3 # as the dispatcher's first line has it
-MODULES='argparse ast collections concurrent.futures ctypes difflib fcntl functools grp json os pathlib
-pwd re select shlex shutil subprocess syslog tempfile time warnings xml.etree xml.parsers.expat'
+MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools glob grp
+json os pathlib pwd re select shlex shutil stat subprocess syslog tempfile textwrap time warnings
+xml.etree xml.parsers.expat zlib'
+HOOKS=/etc/libvirt/hooks # libvirt looks nowhere else
 RECORD=.virt-hooks.sha256
-TEMPORARY=.virt-hooks.tmp # a file that is being written; it never runs, by its name
-TOLD=/run/virt-hooks.told # its time: when all daemons were told; "virt-hooks check" reads it
+TEMPORARY=.virt-hooks.tmp # the file that we write at the moment; with this name it never runs
+TOLD=/run/virt-hooks.told # "virt-hooks check" reads its time: when we last told all daemons
 ALL_DRIVERS='daemon qemu lxc libxl bhyve network'
 DAEMONS='libvirtd virtbhyved virtinterfaced virtlxcd virtnetworkd virtnodedevd virtnwfilterd
 virtproxyd virtqemud virtsecretd virtstoraged virtvboxd virtvzd virtxend'
@@ -22,103 +23,90 @@ NEWLINE='
 '
 
 main() {
-    action=install drivers='' hooks=/etc/libvirt/hooks prefix=/usr/local reload=yes
+    action=install drivers='' hooks=$HOOKS prefix='' reload=yes changing=''
     read_options "$@"
     here=$(dirname -- "$(readlink -f -- "$0")")
     stage=${DESTDIR:-}
     stage=${stage%/}
-    [ "$action" != demo ] || stage=''
     if [ -z "$stage" ]; then
         [ "$(id -u)" = 0 ] || fail 'this needs root: use sudo'
         [ "$action" = uninstall ] || require_python
-        [ "$action" = demo ] || refuse_package
+        [ "$action" != demo ] || exec sh "$here/examples/demo"
+        refuse_package
     fi
     hooks=$stage$hooks
-    recorded=''
-    [ ! -e "$hooks/$RECORD" ] || recorded=$(cat -- "$hooks/$RECORD")
-    if [ -z "$drivers" ]; then
-        for driver in $ALL_DRIVERS; do
-            ! has_path "$recorded" "$driver" || add_driver "$driver"
-        done
+    if [ "$action" = install ]; then
+        contents_for command qemu >/dev/null # fails if a file of the checkout is missing
+        refuse_writable
+        mkdir -p -- "$hooks"
     fi
-    case $action in
-        install) install_all ;;
-        uninstall) uninstall ;;
-        demo) exec sh "$here/examples/demo" ;;
-    esac
+    if [ -d "$hooks" ]; then
+        exec 9<"$hooks"
+        flock --nonblock 9 || { say "waiting for another install.sh in $hooks" && flock 9; }
+    fi
+    trap '[ $? = 0 ] || [ -z "$changing" ] || say "install.sh: the work is not finished; to finish\
+ it, run install.sh again with the same options" >&2' EXIT
+    trap 'exit 1' HUP INT TERM
+    read_record
+    if [ "$action" = install ]; then install_all; else uninstall; fi
 }
 
 usage() {
     cat <<'END'
-usage: install.sh [--driver NAME]... [--prefix DIR] [--hooks-dir DIR]
-                  [--no-reload] [--uninstall]
-       install.sh --demo
+usage: install.sh [OPTION]...
 
 Installs or upgrades virt-hooks: the dispatcher, its scripts, and the command
 virt-hooks with its manual pages and its completion for bash.
 
-  --driver NAME    for this driver: daemon, qemu, lxc, libxl, bhyve or network;
-                   repeatable. The default is all that are installed, or lxc.
-                   daemon and network get the dispatcher alone
-  --prefix DIR     the command goes into DIR/sbin and DIR/share, not /usr/local
-  --hooks-dir DIR  the hooks go into DIR, not /etc/libvirt/hooks
+  --driver NAME    use this driver: daemon, qemu, lxc, libxl, bhyve or network;
+                   repeatable. The default is all installed drivers, or lxc.
+                   For daemon and network, install only the dispatcher
+  --prefix DIR     install the command below DIR; the default is its present
+                   prefix, or /usr/local
+  --hooks-dir DIR  use the hooks directory DIR, not /etc/libvirt/hooks. To
+                   upgrade or uninstall these hooks, give the option again
   --no-reload      do not tell the running libvirt daemons to look for hooks
-  --uninstall      remove what was installed and has not been changed since
-  --demo           show what virt-hooks does for an example guest; this needs no
-                   libvirt and leaves nothing behind
+  --uninstall      remove all installed files that you have not changed
+  --demo           play the life of an example guest; this needs no libvirt and
+                   leaves nothing behind
   -h, --help       show this text
 
-If DESTDIR is set in the environment, everything goes below that directory. Then
-install.sh needs neither root nor Python, and tells no daemon.
-
-A file that you have changed stays as it is; the new version is put beside it as
-NAME.new, which never runs. To switch a script off, run chmod -x on it: an
-upgrade leaves it switched off.
+With DESTDIR in the environment, install.sh works below that directory, needs
+neither root nor Python, and tells no daemon. It keeps each script that you have
+changed, and puts the new version beside it as NAME.new, which never runs. To
+switch a script off, run chmod -x on it: an upgrade leaves it switched off.
 END
 }
 
 read_options() {
     while [ $# -gt 0 ]; do
+        option=$1
         case $1 in
-            --driver=* | --prefix=* | --hooks-dir=*)
-                option=${1%%=*} value=${1#*=}
-                shift
-                set -- "$option" "$value" "$@"
-                ;;
             --driver | --prefix | --hooks-dir)
-                [ $# -gt 1 ] || refuse_usage "$1 needs a value"
+                [ $# -gt 1 ] || fail "$1 needs a value; try --help" 2
+                option=$1=$2
+                shift
                 ;;
         esac
-        case $1 in
-            --driver) add_driver "$2" && shift ;;
-            --prefix) require_path "$1" "$2" && prefix=${2%/} && shift ;;
-            --hooks-dir) require_path "$1" "$2" && hooks=${2%/} && shift ;;
+        case $option in
+            *"$NEWLINE"*) fail "${option%%=*} takes no line break" 2 ;;
+            --driver=*) add_driver "${option#*=}" ;;
+            --prefix=/?*) prefix=${option#*=} prefix=${prefix%/} ;;
+            --hooks-dir=/?*) hooks=${option#*=} hooks=${hooks%/} ;;
+            --prefix=* | --hooks-dir=*) fail "$option is not an absolute path; try --help" 2 ;;
             --no-reload) reload='' ;;
             --uninstall) action=uninstall ;;
-            --demo) action=demo ;;
+            --demo) action=demo DESTDIR='' ;;
             -h | --help) usage && exit ;;
-            *) refuse_usage "unknown option '$1'" ;;
+            *) fail "unknown option '$option'; try --help" 2 ;;
         esac
         shift
     done
 }
 
 add_driver() {
-    contains " $ALL_DRIVERS " " $1 " || refuse_usage "unknown driver '$1', none of: $ALL_DRIVERS"
+    contains " $ALL_DRIVERS " " $1 " || fail "unknown driver '$1', none of: $ALL_DRIVERS" 2
     contains " $drivers " " $1 " || drivers="${drivers:+$drivers }$1"
-}
-
-require_path() {
-    case $2 in
-        *"$NEWLINE"*) refuse_usage "$1 takes no path with a line break" ;;
-        /*) ;;
-        *) refuse_usage "$1 '$2' is not an absolute path" ;;
-    esac
-}
-
-refuse_usage() {
-    say "install.sh: $1; try --help" >&2
-    exit 2
 }
 
 contains() {
@@ -130,126 +118,101 @@ contains() {
 
 fail() {
     say "install.sh: $1" >&2
-    exit 1
+    exit "${2:-1}"
 }
 
 say() {
-    printf '%s\n' "$1" # echo would take a backslash in a path for more than that
+    printf '%s\n' "$1" # echo would interpret a backslash in a path
 }
 
-# Without Python libvirt could not run the dispatcher, and so would start no guest at all.
+# Without Python libvirt cannot run the dispatcher, and so starts no guest.
 require_python() {
-    if [ ! -x "$PYTHON" ]; then
-        problem='it is missing'
-    elif problem=$("$PYTHON" -IS -c "
+    problem=$(/usr/bin/python3 -IS -c "
 import sys
 if sys.version_info < (3, 9):
     sys.exit('it is Python %d.%d' % sys.version_info[:2])
 for name in '''$MODULES'''.split():
-    __import__(name)" 2>&1); then
-        return
-    fi
-    fail "virt-hooks needs $PYTHON, version 3.9 or newer, with the standard library:\
- ${problem##*"$NEWLINE"}. Nothing was changed. Install the package python3 and try again"
+    __import__(name)" 2>&1) || fail "virt-hooks needs /usr/bin/python3, version 3.9 or newer, with\
+ the standard library: ${problem##*"$NEWLINE"}. Nothing was changed. Install the package python3"
 }
 
-# Two must not upgrade and remove the same files. What dpkg has removed it still has to purge.
+# Not two programs may upgrade and remove the same files. After a removal, dpkg still has to purge.
 refuse_package() {
     state=$(dpkg-query -W -f '${db:Status-Status}' virt-hooks 2>/dev/null) || state=not-installed
-    [ "$state" = not-installed ] || fail "the package virt-hooks is on this host (dpkg says:\
- $state); nothing was changed. To use install.sh instead, run first: apt-get purge virt-hooks"
-    ! rpm -q --quiet virt-hooks 2>/dev/null || fail "the package virt-hooks is on this host;\
- nothing was changed. To use install.sh instead, run first: dnf remove virt-hooks"
+    ! rpm -q --quiet virt-hooks 2>/dev/null || state=installed
+    [ "$state" = not-installed ] || fail "the package virt-hooks is on this host ($state); nothing\
+ was changed. To use install.sh, run first: apt-get purge virt-hooks, or dnf remove virt-hooks"
 }
 
-# What is installed for a driver: each file of ours, or link, and its place in the hooks directory.
-# The dispatcher comes last, so that libvirt never runs an incomplete set.
+# If users other than root can write there, the dispatcher runs nothing, and so no guest starts.
+refuse_writable() {
+    [ -z "$stage" ] || return 0
+    set -- /
+    for path in "$hooks" "$(readlink -m -- "$hooks")"; do
+        while [ -n "$path" ]; do
+            set -- "$@" "$path"
+            path=${path%/*}
+        done
+    done
+    for driver in $drivers; do
+        set -- "$@" "$hooks/$driver"_*.d "$hooks/$driver"_*.d/[0-9]* \
+            "$hooks/$driver"_*.d/*/ "$hooks/$driver"_*.d/*/[0-9]*
+    done
+    unsafe=$(find -L "$@" -maxdepth 0 \( -type d -o -perm /111 \) \
+        ! \( -uid 0 \( -type d -perm -1000 -o ! -perm /022 \) \) -printf "'%p'\n" 2>/dev/null |
+        sort -u | paste -s -d ' ' -)
+    [ -z "$unsafe" ] || fail "users other than root can write to $unsafe: no guest would start;\
+ nothing was changed. Run first: chown root $unsafe && chmod go-w $unsafe"
+}
+
+# Set $recorded, and from it $drivers and $prefix unless the options give them.
+read_record() {
+    recorded=''
+    [ ! -e "$hooks/$RECORD" ] || recorded=$(cat -- "$hooks/$RECORD")
+    if [ -z "$drivers" ]; then
+        for driver in $ALL_DRIVERS; do
+            ! contains "$recorded" "  $driver" || add_driver "$driver"
+        done
+    fi
+    [ -n "$prefix" ] ||
+        prefix=$(say "$recorded" | sed -n 's,^[^ ]*  \(/.*\)/sbin/virt-hooks$,\1,p' | tail -n 1)
+    prefix=${prefix:-/usr/local}
+}
+
+# Print the fingerprint, source and path of each file or link of the parts, "command" or drivers.
+# A dispatcher comes last, so that libvirt never runs an incomplete set.
 contents_for() {
-    prepare=$1_prepare_begin_-.d start=$1_start_begin_-.d
-    stopped=$1_stopped_end_-.d release=$1_release_end_-.d
-    case $1 in
-        daemon | network) ;; # libvirt calls no prepare and no release for these
-        *) cat <<END ;;
-lxc_prepare_begin_-.d/10-mkdirs $prepare/10-mkdirs
-lxc_prepare_begin_-.d/20-ramdisk $prepare/20-ramdisk
-lxc_prepare_begin_-.d/30-preload $prepare/30-preload
-lxc_start_begin_-.d/10-routing-table $start/10-routing-table
-lxc_start_begin_-.d/20-network-policy $start/20-network-policy
-#link:../$start/10-routing-table $stopped/10-routing-table
-#link:../$start/20-network-policy $stopped/20-network-policy
-lxc_release_end_-.d/10-archive $release/10-archive
-#link:../$prepare/20-ramdisk $release/20-ramdisk
-lxc_release_end_-.d/30-post-rm-rf $release/30-post-rm-rf
-END
-    esac
-    [ "$1" != qemu ] || cat <<END
-qemu_restore_begin_-.d/00-saved-image qemu_restore_begin_-.d/00-saved-image
-#link:../qemu_restore_begin_-.d/00-saved-image qemu_started_begin_-.d/00-saved-image
-END
-    say "hooks/lxc $1"
-}
-
-command_contents() {
-    cat <<END
+    for part; do
+        case $part in
+            command) cat <<END ;;
+command/libvirt_calls.py $prefix/share/virt-hooks/libvirt_calls.py
+command/new.py $prefix/share/virt-hooks/new.py
+command/new.sh $prefix/share/virt-hooks/new.sh
 command/virt-hooks $prefix/sbin/virt-hooks
 command/virt-hooks.8 $prefix/share/man/man8/virt-hooks.8
 command/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5
 command/virt-hooks.bash $prefix/share/bash-completion/completions/virt-hooks
 END
-}
-
-install_all() {
-    drivers=${drivers:-lxc}
-    wanted=$({
-        command_contents
-        for driver in $drivers; do contents_for "$driver"; done
-    } | with_fingerprints)
-    refuse_foreign
-    others=$(of_other_drivers)
-    new=''
-    while read -r sum source path; do
-        locate "$path"
-        new="$new$sum  $path$NEWLINE"
-        if ! is_ours "$path" "$sum"; then
-            say "kept $file, which is not as installed; see ${file##*/}.new"
-            locate "$path.new"
-            new="$new$sum  $path.new$NEWLINE"
-            # of version 1.0, and a changed dispatcher of then runs nothing without it
-            new="$new$(say "$recorded" | grep -F "  ${path}_run.py" || true)$NEWLINE"
-        fi
-        place "$sum" "$source"
-    done <<END
-$wanted
+            daemon | network) ;; # libvirt calls no prepare and no release for these
+            *) cat <<END ;;
+lxc_prepare_begin_-.d/10-mkdirs ${part}_prepare_begin_-.d/10-mkdirs
+lxc_prepare_begin_-.d/20-ramdisk ${part}_prepare_begin_-.d/20-ramdisk
+lxc_prepare_begin_-.d/30-preload ${part}_prepare_begin_-.d/30-preload
+lxc_start_begin_-.d/10-routing-table ${part}_start_begin_-.d/10-routing-table
+lxc_start_begin_-.d/20-network-policy ${part}_start_begin_-.d/20-network-policy
+#link:../${part}_start_begin_-.d/10-routing-table ${part}_stopped_end_-.d/10-routing-table
+#link:../${part}_start_begin_-.d/20-network-policy ${part}_stopped_end_-.d/20-network-policy
+lxc_release_end_-.d/10-archive ${part}_release_end_-.d/10-archive
+#link:../${part}_prepare_begin_-.d/20-ramdisk ${part}_release_end_-.d/20-ramdisk
+lxc_release_end_-.d/30-post-rm-rf ${part}_release_end_-.d/30-post-rm-rf
 END
-    remove_all_but "$others$NEWLINE$new"
-    if [ -z "$stage" ] && selinuxenabled 2>/dev/null; then
-        restorecon -R -- "$hooks"
-    fi
-    tell_libvirt
-    say "virt-hooks is installed in $hooks for: $drivers"
-    [ -n "$stage" ] || say "Next: write into a guest's metadata what it needs, as 'man 5 virt-hooks' says;
-then run 'virt-hooks check'."
-}
-
-uninstall() {
-    [ -n "$recorded" ] || say "nothing is installed in $hooks"
-    for driver in $drivers; do # which would go on running what is left
-        ! has_path "$recorded" "$driver" || is_ours "$driver" '' || fail "$hooks/$driver is not\
- as installed; nothing was changed. Move it away, then uninstall again"
-    done
-    for driver in $drivers; do
-        remove "$driver"
-    done
-    others=$(of_other_drivers)
-    [ -z "$others" ] || others="$others$NEWLINE$(say "$recorded" | grep '  /' || true)"
-    remove_all_but "$others"
-    tell_libvirt
-    [ -n "$others$stage" ] || rm -f "$TOLD"
-}
-
-# Before each source and its path, put the fingerprint that it is to have.
-with_fingerprints() {
-    while read -r source path; do
+        esac
+        [ "$part" != qemu ] || cat <<END
+qemu_restore_begin_-.d/00-saved-image qemu_restore_begin_-.d/00-saved-image
+#link:../qemu_restore_begin_-.d/00-saved-image qemu_started_begin_-.d/00-saved-image
+END
+        [ "$part" = command ] || say "hooks/lxc $part"
+    done | while read -r source path; do
         case $source in
             '#link:'*) sum=$source ;;
             *) sum=$(fingerprint "$here/$source") ;;
@@ -259,129 +222,191 @@ with_fingerprints() {
     done
 }
 
-# What is at a path, as the record has it: a file's sum or a link's target; empty for nothing.
+# Print a file's sum or a link's target, as in the record; print nothing if nothing is there.
 fingerprint() {
     if [ -h "$1" ]; then
         say "#link:$(readlink -- "$1")"
     elif [ -f "$1" ]; then
-        sum_and_name=$(sha256sum <"$1")
+        sum_and_name=$(sha256sum <"$1") || sum_and_name=unreadable
         say "${sum_and_name%% *}"
     elif [ -e "$1" ]; then
         say 'neither file nor link'
     fi
 }
 
-# Set $file to where a path of the record really is.
-locate() {
-    case $1 in
-        /*) file=$stage$1 ;;
-        *) file=$hooks/$1 ;;
-    esac
+install_all() {
+    drivers=${drivers:-lxc}
+    # shellcheck disable=SC2086 # words, one a driver
+    wanted=$(contents_for command $drivers)
+    refuse_foreign
+    refuse_writable
+    changing=yes
+    new=$(of_other_drivers)
+    while read -r sum source path; do
+        new="$new$NEWLINE$sum  $path"
+        if ! is_ours "$path" "$sum"; then
+            say "kept $file, which has changed; the new version is ${file##*/}.new"
+            path=$path.new
+            new="$new$NEWLINE$sum  $path"
+        fi
+        put "$sum" "$source" "$path"
+    done <<END
+$wanted
+END
+    remove_all_but "$new"
+    [ -n "$stage" ] || ! selinuxenabled 2>/dev/null || restorecon -R -- "$hooks"
+    tell_libvirt
+    say "virt-hooks is installed in $hooks for: $drivers"
+    [ "$hooks" = "$stage$HOOKS" ] || say 'To upgrade or uninstall it, give --hooks-dir again.'
+    [ -n "$stage" ] || say "Next: give a guest the elements that it needs ('man 5 virt-hooks');
+then run 'virt-hooks check'."
 }
 
-# Whether these lines of a record have a path.
-has_path() {
-    contains "$1$NEWLINE" "  $2$NEWLINE"
-}
-
-# Whether what has this fingerprint at a path is as we have recorded it.
-is_recorded() {
-    contains "$NEWLINE$recorded$NEWLINE" "$NEWLINE$1  $2$NEWLINE"
-}
-
-# Whether a path is ours to write: nothing is there, or what we want there or have put there.
-is_ours() {
-    locate "$1"
-    there=$(fingerprint "$file")
-    [ -z "$there" ] || [ "$there" = "$2" ] || is_recorded "$there" "$1"
-}
-
-# What is recorded for the drivers that we are not called for.
-of_other_drivers() {
-    say "$recorded" | while read -r sum path; do
-        driver=" ${path%%[_./]*} "
-        contains " $drivers " "$driver" || ! contains " $ALL_DRIVERS " "$driver" ||
-            say "$sum  $path"
+uninstall() {
+    [ -n "$recorded" ] || say "nothing is installed in $hooks; if it is elsewhere, use --hooks-dir"
+    for driver in $drivers; do # a changed dispatcher would go on running the scripts that stay
+        ! contains "$recorded$NEWLINE" "  $driver$NEWLINE" || is_ours "$driver" '' ||
+            fail "$hooks/$driver has changed since install.sh installed it; nothing was changed.\
+ Move it away, uninstall, and put it back if you need it"
     done
+    changing=yes
+    for driver in $drivers; do
+        [ "$hooks" != $HOOKS ] || grep -ls urn:virt-hooks:1 "/run/libvirt/$driver"/*.xml |
+            sed "s,.*/\(.*\)\.xml$,\1 ($driver) is running: nothing archives or cleans up after it,"
+        remove "$driver"
+    done
+    tell_libvirt # at once: until then libvirt starts no guest
+    others=$(of_other_drivers)
+    [ -n "$others$stage" ] || rm -f -- "$TOLD"
+    [ -z "$others" ] || others="$others$NEWLINE$(say "$recorded" | grep '  /')"
+    remove_all_but "$others"
+    for driver in $drivers; do
+        find "$hooks/$driver"_*.d ! -type d -printf 'left %p; nothing runs it now\n' || true
+    done 2>/dev/null
 }
 
-# Before anything is changed: what libvirt runs now is not ours to replace.
+# Fail, before anything has changed, if we would replace another hook.
 refuse_foreign() {
     say "$wanted" | while read -r sum _source path; do
-        locate "$path"
-        directory=${file%/*}
+        directory=$hooks/${path%/*}
         case $path in
-            /*) ;;
-            */*)
-                if [ -h "$directory" ] || { [ -e "$directory" ] && [ ! -d "$directory" ]; }; then
-                    fail "$directory is not a directory; nothing was changed"
-                fi
+            [!/]*/*)
+                kind=$(stat -c %F -- "$directory" 2>/dev/null) || kind=directory
+                [ "$kind" = directory ] || fail "$directory is a $kind; nothing was changed"
                 ;;
-            *)
-                is_ours "$path" "$sum" || has_path "$recorded" "$path" || fail "$file is another\
- hook; nothing was changed.
-To keep it, move it into $file.d/, where libvirt runs it too; then run install.sh again."
-                ;;
+            [!/]*) is_ours "$path" "$sum" || refuse_hook "$path" ;;
         esac
     done
 }
 
-# Put a source, which has this fingerprint, at $file.
-place() {
-    [ "$(fingerprint "$file")" != "$1" ] || return 0
-    mode=0755 did=updated
-    permissions=$(stat -c %A -- "$file" 2>/dev/null) || did=installed
-    case $2:$permissions in # "test -x" fails where mounted noexec
-        *.[58]:* | *.bash:*) mode=0644 ;;
-        *: | *:*[xst]*) ;;
-        *) mode=0644 did='updated, but did not make executable,' ;;
+# Fail, and say how to keep another hook in use, with all files that it may read beside itself.
+refuse_hook() {
+    phases='prepare_begin start_begin started_begin stopped_end release_end'
+    [ "$1" != network ] || phases='start_begin started_begin updated_begin stopped_end'
+    [ "$1" != daemon ] || phases='start_- reload_begin shutdown_-'
+    any=$(say "$ALL_DRIVERS" | tr ' ' '|')
+    beside=$(find "$hooks" -mindepth 1 -maxdepth 1 -regextype posix-extended \( -name "$1.d" -o \
+        ! -regex ".*/(old|\.virt-hooks\..*|($any)(_.*|\.d)?)" \) -printf "'%f' ")
+    tree=$(find -L "$hooks/$1.d" -mindepth 4 -maxdepth 4 ! -type d -printf '%P\n' 2>/dev/null |
+        sed "s,^\([^/]*\)/\([^/]*\)/\([^/]*\)/\(.*\),    mkdir -p '$1_\2_\3_-.d/\1'\n\
+    cp -p '$1.d/&' '$1_\2_\3_-.d/\1/50-\4',")
+    fail "$hooks/$1 is another hook or a changed dispatcher; nothing was changed. If you do not need
+it, move it away. To keep using it and the files beside it, run this, and then install.sh again:
+    cd $hooks
+    mkdir -p old
+    mv $1 ${beside}old/
+    for phase in $phases; do
+        mkdir -p $1_\${phase}_-.d
+        printf '#!/bin/sh\\nexec $hooks/old/$1 \"\$@\"\\n' >$1_\${phase}_-.d/50-old
+        chmod 755 $1_\${phase}_-.d/50-old
+    done
+If it serves other phases, such as migrate_begin, add them. libvirt itself runs the programs that
+lie directly in $1.d: move these back.${tree:+ Or remove the hook, and make scripts of its tree:
+$tree}"
+}
+
+# Whether the record has this fingerprint for a path.
+is_recorded() {
+    contains "$NEWLINE$recorded$NEWLINE" "$NEWLINE$1  $2$NEWLINE"
+}
+
+# Whether we may write to a path: nothing is there, or our old or new file is. Set $file to the path
+# with its directory, and $there to its fingerprint.
+is_ours() {
+    case $1 in
+        /*) file=$stage$1 ;;
+        *) file=$hooks/$1 ;;
+    esac
+    temporary=${file%/*}/$TEMPORARY
+    there=$(fingerprint "$file")
+    [ -z "$there" ] || [ "$there" = "$2" ] || is_recorded "$there" "$1"
+}
+
+# Print the entries of all drivers that the options do not name; the command belongs to no driver.
+of_other_drivers() {
+    say "$recorded" | while read -r sum path; do
+        contains " $drivers  " " ${path%%[_./]*} " || say "$sum  $path"
+    done
+}
+
+# Make these lines the record.
+write_record() {
+    say "$1" | sort -u -k 2 -k 1,1 | grep . >"$hooks/$TEMPORARY" || exit 1 # also without a line
+    sync -- "$hooks/$TEMPORARY"
+    mv -f -T -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
+    sync -- "$hooks"
+    recorded=$(cat -- "$hooks/$RECORD")
+}
+
+# Put a source, which had this fingerprint, at a path: put SUM SOURCE PATH.
+put() {
+    is_ours "$3" "$1" || { say "kept $file, which has changed, too" && return; }
+    is_recorded "$1" "$3" || write_record "$recorded$NEWLINE$1  $3"
+    rm -f -- "$temporary" # a run that was killed may have left it
+    [ "$there" != "$1" ] || return 0
+    mode=0755
+    case $2:$(stat -c %A -- "$file" 2>/dev/null) in # "test -x" fails on a noexec mount
+        command/*.*:* | *:-??-??-??-) mode=0644 ;; # not a program, or switched off
     esac
     mkdir -p -- "${file%/*}"
-    temporary=${file%/*}/$TEMPORARY
     case $2 in
-        '#link:'*) ln -s -f -T -- "${2#"#link:"}" "$temporary" ;;
+        '#link:'*) ln -s -T -- "${2#"#link:"}" "$temporary" ;;
         *)
-            cp --remove-destination -- "$here/$2" "$temporary"
+            cp -- "$here/$2" "$temporary"
             chmod "$mode" -- "$temporary"
             sync -- "$temporary"
             ;;
     esac
+    [ "$(fingerprint "$temporary")" = "$1" ] || fail "$here/$2 has just changed"
     mv -f -T -- "$temporary" "$file"
-    say "$did $file"
+    sync -- "${file%/*}"
+    say "installed $file"
 }
 
-# Make these lines the record, and remove what else it had: a deletion before its archive.
+# Remove the other files of the record, a deletion before its archive, and record only these lines.
 remove_all_but() {
-    say "$recorded" | sort -r -k 2 | while read -r _sum path; do
-        if [ -n "$path" ] && ! has_path "$1" "$path"; then
-            remove "$path"
-        fi
+    backwards=$(say "$recorded" | sort -r -k 2)
+    say "$backwards" | while read -r _sum path; do
+        [ -z "$path" ] || contains "$1$NEWLINE" "  $path$NEWLINE" || remove "$path"
     done
-    rm -f -- "$hooks/.virt-hooks.told" # version 1.0 had this, and the directory
-    [ -n "$stage" ] || rm -rf /run/virt-hooks-code
-    lines=$(say "$1" | grep . | sort -k 2)
-    if [ -n "$lines" ]; then
-        say "$lines" >"$hooks/$TEMPORARY"
-        mv -f -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
-    else
-        rm -f -- "$hooks/$RECORD"
-    fi
+    [ -z "$1" ] || write_record "$1"
+    [ -n "$1" ] || rm -f -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
 }
 
-# Remove what is as we have recorded it, and its phase directory if that is empty then.
+# Remove a file if it matches its entry, and its directory if that is ours and then empty.
 remove() {
-    locate "$1"
-    there=$(fingerprint "$file")
-    if [ -z "$there" ]; then
-        : # somebody has removed it
-    elif is_recorded "$there" "$1"; then
+    if ! is_ours "$1" ''; then
+        say "left $file, which has changed"
+    elif [ -n "$there" ]; then
         rm -f -- "$file"
+        sync -- "${file%/*}"
         say "removed $file"
-    else
-        say "left $file, which is not as installed"
     fi
+    rm -f -- "$temporary"
     case $1 in
-        [!/]*/*) [ ! -d "${file%/*}" ] || rmdir --ignore-fail-on-non-empty -- "${file%/*}" ;;
+        [!/]*/* | */share/virt-hooks/*)
+            [ ! -d "${file%/*}" ] || rmdir --ignore-fail-on-non-empty -- "${file%/*}"
+            ;;
     esac
 }
 
@@ -390,7 +415,7 @@ tell_libvirt() {
     [ -z "$stage" ] && [ -n "$reload" ] || return 0
     for daemon in $DAEMONS; do
         pid=$(cat "/run/$daemon.pid" 2>/dev/null) || continue
-        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$daemon" ] || continue # a later process
+        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$daemon" ] || continue # another process by now
         kill -HUP "$pid"
         say "told $daemon to look for hooks"
     done

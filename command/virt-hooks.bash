@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Completes what virt-hooks(8) takes, by its own help and by virsh's guests.
+# Completes the arguments of virt-hooks(8), from its own help and virsh's list of guests.
 
 _virt_hooks() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}
@@ -67,7 +67,8 @@ _virt_hooks_guests() {
             if [[ -n $guest && $guest == "${word//\\/}"* ]]; then
                 COMPREPLY+=("$(printf %q "$guest")")
             fi
-        done < <(virsh -q -c "${uri:-${name/libxl/xen}:///system}" "$command" --all --name 2>/dev/null)
+        done < <(timeout 2 virsh -q -c "${uri:-${name/libxl/xen}:///system}" \
+            "$command" --all --name 2>/dev/null)
         [ -z "$uri" ] || break
     done
 }

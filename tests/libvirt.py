@@ -11,6 +11,9 @@ from xml.sax.saxutils import escape
 from harness import CHECKOUT, mount_points, run
 
 HOOKS = Path("/etc/libvirt/hooks")
+# The tests' /dev/pts cannot be moved; two libvirtds would share guests' cgroups; sudo(8) may have
+# limited core files to nothing, which libvirt then cannot raise.
+QEMU_CONF = "namespaces = []\ncgroup_controllers = []\nmax_core = 0\n"
 LXC, QEMU, NETWORK = "lxc:///system", "qemu:///system", "network:///system"
 PID_FILE = Path("/run/libvirtd.pid")
 LOG = Path("/var/log/libvirt/libvirtd.log")
@@ -24,8 +27,7 @@ class Libvirtd:
         if str(HOOKS.parent) not in mount_points():
             raise RuntimeError("run this through tests/run: here is the host's own libvirt")
         self.cgroups = machine_cgroups()
-        # the tests' /dev/pts cannot be moved, and two libvirtds would share guests' cgroups
-        HOOKS.with_name("qemu.conf").write_text("namespaces = []\ncgroup_controllers = []\n")
+        HOOKS.with_name("qemu.conf").write_text(QEMU_CONF)
         with open(LOG, "ab") as log:
             self.virtlogd = subprocess.Popen(["virtlogd"], stdout=log, stderr=log)
         self.launch()

@@ -1,6 +1,7 @@
 """10-archive: whole or not there, and it never overwrites."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -25,6 +26,13 @@ held.connect("{socket}")
 held.recv(1)
 os._exit(status)
 """
+# a program on another host, whose locks hold here no more than ours do there, as on NFS
+ON_HOST = """
+import os, socket, sys
+socket.sethostname(sys.argv[1])
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+NO_LOCKS = "strace -qq -o /dev/null -e trace=flock -e inject=flock:retval=0".split()
 PRIVILEGES = stat.S_ISUID | stat.S_ISGID
 
 
@@ -47,6 +55,8 @@ def archived(directory):
 
 class ArchiveCase(ScriptCase):
     SCRIPT = "10-archive"
+    EXAMPLE = "<archive><dircopy><src>D/log</src><dst>D/kept</dst></dircopy></archive>"
+    PROGRAM = "cp"
 
     def setUp(self):
         super().setUp()
@@ -78,10 +88,10 @@ class ArchiveCase(ScriptCase):
         text = HELD.format(cp=shutil.which("cp"), socket=f"{self.directory}/socket")
         return server, self.path_with("cp", text)
 
-    def start(self, elements, environment=None):
-        """The script, running."""
+    def start(self, elements, environment=None, before=()):
+        """The script, running; before: what is to come before its command."""
         process = subprocess.Popen(
-            self.command(), stdin=-1, stdout=-1, stderr=-1, text=True,
+            [*before, *self.command()], stdin=-1, stdout=-1, stderr=-1, text=True,
             env={"PATH": os.environ["PATH"], "LC_ALL": "C", **(environment or {})},
         )  # fmt: skip
         self.addCleanup(process.communicate)
@@ -149,6 +159,8 @@ class Archive(ArchiveCase):
                     self.assertEqual(result.returncode, 1)
                     self.assert_error(result, self.src, programs_said=None)
                     self.assertIn(name, result.stderr)
+                    self.assertIn(" cp ", result.stderr.splitlines()[-1])
+                    self.assertNotIn("setpriv", result.stderr)
                     self.assertEqual(result.stdout, "")
                     self.assert_stores()
                     self.assertEqual(details(self.src), before)
@@ -239,15 +251,17 @@ class Archive(ArchiveCase):
         self.mount("-t", "tmpfs", "tests", point)
         run(["mount", "--make-unbindable", point], check=True)
         self.src = self.write("point/log/x", "text").parent
-        self.assert_error(self.archive(), self.src)
+        why = f"{os.strerror(errno.EINVAL)}: '{self.src}'"
+        self.assert_error(self.archive(), self.src, why)
         self.assert_stores()
 
     def test_a_dry_run_says_what_it_would_do_and_does_nothing(self):
-        before = self.everything()
         self.dst = self.store / "of-D"
-        result = self.archive(date=[("%Y", "D")], dry_run=True)
-        self.assert_says(result, self.store / "of-20")
-        self.assertEqual(self.everything(), before)
+        for src in (self.src, self.directory / "not-made"):
+            before = self.everything()
+            elements = archive((src, self.dst), date=[("%Y", "D")])
+            self.assert_says(self.call(elements, dry_run=True), f"{src} to {self.store}/of-20")
+            self.assertEqual(self.everything(), before)
 
 
 class Dates(ArchiveCase):
@@ -431,6 +445,112 @@ class Whole(ArchiveCase):
             self.assert_error(result, self.src, programs_said=None)
             self.assertIn(at_dst, (None, self.dst.exists()))
             self.assertEqual((self.src / "x").read_text(), "text")
+
+
+class Shared(ArchiveCase):
+    """Several hosts, guests and users have the same directory for their archives, or reach it."""
+
+    def on_host(self, name):
+        """What is to come before a command that another host runs."""
+        host = ["unshare", "--uts", "/usr/bin/python3", "-IS", "-c", ON_HOST, name]
+        return [*host, *NO_LOCKS]
+
+    def hidden(self):
+        return {name for name in os.listdir(self.store) if name.startswith(".")}
+
+    def test_what_runs_on_another_host_is_left_alone_whatever_the_hosts_names(self):
+        elements = archive((self.src, self.dst))
+        for name, others in {
+            "web": ("db", "web1", "web-1", "web-", "we", "web-0123456789abcdef"),
+            "web-1": ("web", "web-11"),
+            "a/b": ("a", "b", "a/c"),
+            "web.example.com": ("web", "web.example", "web_example_com"),
+            "": ("-", "a"),
+        }.items():
+            server, environment = self.held_cp()
+            process = self.start(elements, environment, self.on_host(name))
+            held, _address = server.accept()
+            begun = details(self.store)
+            for number, other in enumerate(others):
+                with self.subTest(name, other=other):
+                    self.assert_archives_beside(other, number, begun)
+            held.close()
+            expected = f"{self.dst}.{len(others)}"
+            self.finish(process, expected)
+            self.assertEqual(archived(Path(expected)), archived(self.src))
+            self.assertEqual(self.hidden(), set())
+            shutil.rmtree(self.store)
+            server.close()
+            os.unlink(f"{self.directory}/socket")
+
+    def assert_archives_beside(self, host, number, begun):
+        """A host archives; what another has begun, by details() of the store, stays as it is."""
+        command = [*self.on_host(host), *self.command()]
+        result = run(command, input=guest_xml(archive((self.src, self.dst))))
+        self.assert_says(result, f"{self.dst}.{number}" if number else self.dst)
+        now = details(self.store)
+        for name in begun.keys() - {"."}:
+            self.assertEqual(now.get(name), begun[name])
+
+    def test_what_is_left_of_a_killed_run_only_the_same_host_removes(self):
+        killer = "import os\nos.kill(os.getppid(), 9)"
+        environment = {**os.environ, **self.path_with("cp", killer)}
+        xml = guest_xml(archive((self.src, self.dst)))
+        left = set()
+        for host in ("web", "web-1"):
+            run([*self.on_host(host), *self.command()], input=xml, env=environment)
+            self.assertEqual(len(self.hidden() - left), 1)
+            left = self.hidden()
+        self.assert_archives_beside("we", 0, details(self.store))
+        self.assertEqual(self.hidden(), left)
+        for number, host in enumerate(("web", "web-1"), 1):
+            result = run([*self.on_host(host), *self.command()], input=xml)
+            self.assert_says(result, f"{self.dst}.{number}")
+            self.assertEqual(len(self.hidden()), 2 - number)
+
+    def test_a_run_that_has_not_locked_its_directory_yet_is_not_disturbed_by_another(self):
+        self.store.mkdir()
+        trace = self.directory / "trace"
+        slowly = ["strace", "-qq", "-o", trace, "-e", "trace=mkdir,mkdirat"]
+        slowly += ["-e", "inject=mkdir,mkdirat:delay_exit=1000000:when=1"]
+        elements = archive((self.src, self.dst))
+        process = self.start(elements, before=slowly)
+        while not self.hidden() and process.poll() is None:
+            time.sleep(0.001)
+        self.assertEqual(len(self.hidden()), 1)
+        self.assert_says(self.call(elements), self.dst)
+        self.finish(process, f"{self.dst}.1")
+        self.assertEqual(trace.read_text().count(".virt-hooks-"), 2)  # it began anew
+        self.assert_stores("day", "day.1")
+        for dst in (self.dst, self.store / "day.1"):
+            self.assert_archived(self.src, dst)
+
+    def test_a_run_that_was_killed_before_it_locked_its_directory_leaves_nothing_to_the_next(self):
+        self.store.mkdir()
+        xml = guest_xml(archive((self.src, self.dst)))
+        killed = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=flock"]
+        killed += ["-e", "inject=flock:signal=KILL"]
+        run([*killed, *self.command()], input=xml)
+        self.assertEqual(len(self.hidden()), 1)
+        self.assert_says(self.archive(), self.dst)
+        self.assert_stores("day")
+
+    def test_no_lock_of_an_ordinary_user_holds_an_archive_up(self):
+        self.store.mkdir(mode=0o755)
+        self.directory.chmod(0o755)
+        Path("/run/virt-hooks").mkdir(exist_ok=True)
+        places = [self.command()[0], self.command()[0].parent, self.store, self.src]
+        places += ["/run", "/run/virt-hooks", *Path("/run/virt-hooks").iterdir()]
+        held = 0
+        for place in places:
+            user = ["setpriv", "--reuid=1010", "--regid=1010", "--clear-groups", "flock", place]
+            holder = subprocess.Popen(
+                [*user, "sh", "-c", "echo; exec cat"], stdin=-1, stdout=-1, stderr=-1
+            )
+            self.addCleanup(holder.communicate)
+            held += bool(holder.stdout.readline())
+        self.assertGreaterEqual(held, 4)
+        self.assert_says(self.archive(), self.dst)
 
 
 class Twice(ArchiveCase):

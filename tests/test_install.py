@@ -1,15 +1,22 @@
-"""install.sh: what it installs, what it never touches, whom it tells, and its demonstration."""
+"""install.sh: what it installs, what it never touches, whom it tells, and its demonstration.
 
+Also that all parts of a release have the same version.
+"""
+
+import datetime
+import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 import unittest
 from pathlib import Path
 
-from harness import CHECKOUT, Syslog, TestCase, domain, mount_points, run, snapshot
+from harness import CHECKOUT, Syslog, TestCase, mount_points, run, snapshot
 from libvirt import HOOKS, wait_until
+from scripts import guest_xml
 
 DRIVERS = ("daemon", "qemu", "lxc", "libxl", "bhyve", "network")
 PREPARE, RELEASE = "lxc_prepare_begin_-.d", "lxc_release_end_-.d"
@@ -21,6 +28,9 @@ MKDIRS, ARCHIVE, DELETION = (
 RECORD = ".virt-hooks.sha256"
 MINE = "#!/bin/sh\n# mine\n"
 COMMAND = {  # where it is below the prefix, and where it comes from
+    "share/virt-hooks/libvirt_calls.py": "command/libvirt_calls.py",
+    "share/virt-hooks/new.py": "command/new.py",
+    "share/virt-hooks/new.sh": "command/new.sh",
     "sbin/virt-hooks": "command/virt-hooks",
     "share/man/man8/virt-hooks.8": "command/virt-hooks.8",
     "share/man/man5/virt-hooks.5": "command/virt-hooks.5",
@@ -67,7 +77,9 @@ class InstallTestCase(TestCase):
 
     def newer_copy(self, name="newer"):
         """A copy of the checkout in which every file is another one."""
-        copy = self.copy_of_checkout(name)
+        return self.newer(self.copy_of_checkout(name))
+
+    def newer(self, copy):
         for path in [*copy.glob("hooks/*"), *copy.glob("*_*.d/*"), *copy.glob("command/*")]:
             if not path.is_symlink():
                 path.write_text(path.read_text() + "# newer\n")
@@ -77,9 +89,10 @@ class InstallTestCase(TestCase):
         """A copy of the checkout whose install.sh has more to install: "SOURCE PATH" lines."""
         copy = self.copy_of_checkout("older")
         text = (copy / "install.sh").read_text()
-        last = '    say "hooks/lxc $1"\n'
+        condition = '        [ "$part" = command ] || say '
+        last = f'{condition}"hooks/lxc $part"\n'
         self.assertIn(last, text)
-        more = "".join(f'    say "{line}"\n' for line in lines)
+        more = "".join(f'{condition}"{line}"\n' for line in lines)
         (copy / "install.sh").write_text(text.replace(last, more + last))
         return copy
 
@@ -136,7 +149,7 @@ class Installing(InstallTestCase):
         for phase in (("prepare", "begin", "-"), ("release", "end", "shutdown")):
             made = f"<dir>{self.directory}/made</dir>"
             elements = f"<mkdirs>{made}</mkdirs><post-rm-rf>{made}</post-rm-rf>"
-            result = run([self.hooks / "lxc", "web", *phase], input=domain(elements))
+            result = run([self.hooks / "lxc", "web", *phase], input=guest_xml(elements))
             self.assert_succeeds(result)
             self.assertEqual((self.directory / "made").exists(), phase[0] == "prepare")
         for next_step in ("virt-hooks check", "man 5 virt-hooks", "metadata"):
@@ -236,19 +249,6 @@ class Installing(InstallTestCase):
         self.replace(ARCHIVE)
         self.assertIn("10-archive: FAILED", run(check, cwd=self.hooks).stdout)
 
-    def test_on_a_full_disk_it_puts_no_dispatcher_into_place_and_a_further_run_repairs(self):
-        self.hooks.mkdir()
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=40k,mode=0755", "small", self.hooks], check=True
-        )
-        result = self.install()
-        self.assertEqual(result.returncode, 1)
-        self.assertIn("No space left on device", result.stderr)
-        self.assertFalse((self.hooks / "lxc").exists())
-        subprocess.run(["mount", "-o", "remount,size=4M", self.hooks], check=True)
-        self.installed()
-        self.assert_installed_from(CHECKOUT)
-
     def test_a_source_that_is_missing_stops_it_before_anything_is_changed(self):
         copy = self.copy_of_checkout()
         (copy / ARCHIVE).unlink()
@@ -297,7 +297,7 @@ class Options(InstallTestCase):
         copy = self.copy_of_checkout()
         command = [*NOBODY, copy / "install.sh"]
         for option in ("--no-reload", "--uninstall", "--demo"):
-            self.assert_one_line_error(run([*command, option]), "root")
+            self.assert_error(run([*command, option]), "root", name="install.sh", guest="")
         stage = self.directory / "stage"
         stage.mkdir()
         os.chown(stage, 65534, 65534)
@@ -341,7 +341,8 @@ class Python(InstallTestCase):
                 for options in ([], ["--demo"]):
                     result = self.run_with(file, *options)
                     self.assertEqual(result.stdout, "")
-                    self.assert_one_line_error(result, "/usr/bin/python3", "package python3")
+                    values = ("/usr/bin/python3", "package python3")
+                    self.assert_error(result, *values, name="install.sh", guest="")
                     if case not in ("missing", "broken"):
                         self.assertIn(case, result.stderr)
                 self.assertEqual(snapshot(self.directory), before)
@@ -389,7 +390,7 @@ class Upgrading(InstallTestCase):
 
     def test_what_was_changed_stays_and_the_new_version_comes_beside_it(self):
         newer = self.newer_copy()
-        for path in ("lxc", f"{PREPARE}/20-ramdisk", ARCHIVE):
+        for path in (f"{PREPARE}/20-ramdisk", ARCHIVE):
             with self.subTest(path=path):
                 shutil.rmtree(self.hooks, ignore_errors=True)
                 self.installed()
@@ -399,11 +400,21 @@ class Upgrading(InstallTestCase):
                 beside = self.hooks / f"{path}.new"
                 self.assertTrue(beside.read_text().endswith("# newer\n"))
                 self.assertIn(str(mine), said)
+                self.assertIn("20-ramdisk.new" if "ramdisk" in path else "10-archive.new", said)
                 self.installed()  # another version: what lies beside follows
                 self.assertFalse(beside.read_text().endswith("# newer\n"))
                 os.rename(beside, mine)  # the administrator takes the new version
                 self.installed(source=newer)
                 self.assert_installed_from(newer)
+
+    def test_what_lies_beside_a_changed_script_and_is_not_ours_stays_too(self):
+        self.replace(MKDIRS)
+        beside = self.replace(f"{MKDIRS}.new", "# my next version\n")
+        for source in (CHECKOUT, self.newer_copy()):
+            self.assertIn(f"{beside}, which", self.installed(source=source))
+            self.assertEqual(beside.read_text(), "# my next version\n")
+        self.installed("--uninstall")
+        self.assertEqual(self.names(), {MKDIRS, f"{MKDIRS}.new"})
 
     def test_a_link_that_was_changed_stays_too(self):
         link = f"{RELEASE}/20-ramdisk"
@@ -448,8 +459,8 @@ class Upgrading(InstallTestCase):
                 self.assertEqual((self.hooks / path).read_bytes(), file.read_bytes())
 
     def test_what_the_new_version_lacks_is_removed_unless_changed(self):
-        lines = [f"{ARCHIVE} $release/15-old", f"{ARCHIVE} $release/16-old"]
-        older = self.older_copy(*lines, f"{ARCHIVE} $1_started_begin_-.d/15-old")
+        places = ("release_end_-.d/15-old", "release_end_-.d/16-old", "started_begin_-.d/15-old")
+        older = self.older_copy(*(f"{ARCHIVE} ${{part}}_{place}" for place in places))
         self.installed("--driver", "lxc", "--driver", "qemu", source=older)
         mine = self.replace(f"{RELEASE}/16-old")
         self.installed("--driver", "lxc")
@@ -457,32 +468,6 @@ class Upgrading(InstallTestCase):
         self.assertFalse((self.hooks / RELEASE / "15-old").exists())
         self.assertFalse((self.hooks / "lxc_started_begin_-.d").exists())
         self.assertTrue((self.hooks / "qemu_started_begin_-.d/15-old").exists(), "not named")
-
-    def test_what_version_1_0_had_goes_unless_its_changed_dispatcher_needs_it(self):
-        older = self.older_copy("hooks/lxc_run.py $1_run.py")
-        (older / "hooks/lxc_run.py").write_text("# the other half\n")
-        self.installed("--driver", "lxc", "--driver", "qemu", source=older)
-        self.replace("qemu", "#!/bin/sh\n# changed; it needs qemu_run.py\n")
-        code = Path("/run/virt-hooks-code")
-        code.mkdir()
-        self.replace(".virt-hooks.told", "")
-        self.installed()
-        kept = {"qemu.new", "qemu_run.py"}
-        wanted = {RECORD, *contents(CHECKOUT), *contents(CHECKOUT, "qemu")}
-        self.assertEqual(self.names(), wanted | kept)
-        self.assertFalse(code.exists())
-        os.rename(self.hooks / "qemu.new", self.hooks / "qemu")
-        self.installed()
-        self.assert_installed_from(CHECKOUT, "lxc", "qemu")
-
-    def test_a_driver_that_libvirt_does_not_have_goes(self):
-        older = self.copy_of_checkout()
-        text = (older / "install.sh").read_text()
-        (older / "install.sh").write_text(text.replace("bhyve network'", "bhyve network ch'"))
-        self.installed("--driver=ch", "--driver=lxc", source=older)
-        self.assertTrue((self.hooks / "ch").exists())
-        self.installed()
-        self.assert_installed_from(CHECKOUT)
 
 
 class Command(InstallTestCase):
@@ -521,17 +506,39 @@ class Command(InstallTestCase):
         self.installed("--prefix", f"{other}/")
         self.assert_command_from(CHECKOUT, other)
         self.assertEqual(self.names(self.prefix), set())
-        self.installed("--uninstall")  # it is recorded where it is
+        newer = self.newer_copy()
+        command = [newer / "install.sh", "--hooks-dir", self.hooks, "--no-reload"]
+        self.assert_succeeds(run(command))  # it is recorded where it is
+        self.assert_command_from(newer, other)
+        self.assertEqual(self.names(Path("/usr/local/sbin")), set())
+        self.assert_succeeds(run([*command, "--uninstall"]))
         self.assertEqual(self.names(other), set())
 
 
-class NeverLosing(InstallTestCase):
-    def test_it_refuses_where_another_hook_is_and_changes_nothing(self):
-        for driver in ("lxc", "qemu", "network"):
+TREE_HOOK = """#!/bin/sh
+# as the most copied hook does it
+here=$(dirname "$0")
+settings=$(cat "$here/hooks.json")
+for script in "$here/qemu.d/$1/$2/$3"/*; do
+    [ ! -x "$script" ] || "$script" "$1" "$2" "$3" "$settings"
+done
+"""
+START = '#!/bin/sh\necho "$(dirname "$0")" "$@" >>"$RAN"\n'
+
+
+class AnotherHook(InstallTestCase):
+    """A hook that was there before us, or that somebody has put into our place."""
+
+    def commands_of(self, text):
+        """The commands in a message, which are indented."""
+        return "".join(f"{line}\n" for line in text.splitlines() if line.startswith("    "))
+
+    def test_it_is_refused_before_anything_is_changed(self):
+        for driver in ("qemu", "network"):
             path = self.hooks / driver
             for make in (
                 lambda driver=driver: self.replace(driver),
-                lambda driver=driver: self.replace(driver, mode=0o644),
+                lambda driver=driver: self.replace(driver, mode=0o600),
                 lambda path=path: path.symlink_to("/usr/local/bin/hook"),
                 lambda path=path: path.mkdir(),
             ):
@@ -541,8 +548,55 @@ class NeverLosing(InstallTestCase):
                     make()
                     # a driver without another hook comes first: all checks come before
                     options = ["--driver", "libxl", "--driver", driver]
-                    self.assert_refuses(f"{path} ", f"{path}.d/", options=options)
+                    self.assert_refuses(f"{path} ", "old/", options=options)
 
+    def test_one_that_was_put_back_or_a_changed_dispatcher_is_never_called_installed(self):
+        self.installed("--driver", "lxc", "--driver", "qemu")
+        for text in (MINE, (CHECKOUT / "hooks/lxc").read_text() + "# mine\n"):
+            hook = self.replace("lxc", text)
+            for options in ([], ["--driver", "lxc"]):
+                for source in (CHECKOUT, self.newer_copy(f"newer {len(text)} {options}")):
+                    self.assert_refuses(f"{hook} ", options=options, source=source)
+        self.installed("--driver", "qemu")
+        hook.unlink()
+        self.installed()
+        self.assert_installed_from(CHECKOUT, "lxc", "qemu")
+
+    def old_hook(self):
+        self.replace("qemu", TREE_HOOK)
+        self.replace("hooks.json", "setting\n", 0o644)
+        self.replace("my settings.conf", "", 0o644)
+        for name in ("lxc", "network", "lxc.d/own"):  # of another driver, which stay
+            self.replace(name, "#!/bin/sh\n")
+        self.replace("qemu.d/win 10/prepare/begin/start.sh", START)
+        return self.assert_refuses(f"{self.hooks / 'qemu'} ", options=["--driver=qemu"]).stderr
+
+    def call(self, ran):
+        environment = {**os.environ, "RAN": str(ran)}
+        call = [self.hooks / "qemu", "win 10", "prepare", "begin", "-"]
+        self.assert_succeeds(run(call, input="<domain/>", env=environment))
+        return ran.read_text()
+
+    def test_the_advice_keeps_it_in_use_with_all_that_lies_beside_it(self):
+        commands = self.commands_of(self.old_hook())
+        keep = commands[: commands.index("    done\n") + len("    done\n")]
+        self.assert_succeeds(run(["sh", "-euc", keep]))
+        self.installed("--driver=qemu")
+        said = self.call(self.directory / "ran")
+        self.assertIn("old/qemu.d/win 10/prepare/begin win 10 prepare begin setting", said)
+        for name in ("lxc", "network", "lxc.d/own"):
+            self.assertEqual((self.hooks / name).read_text(), "#!/bin/sh\n")
+
+    def test_or_makes_scripts_of_its_tree(self):
+        commands = self.commands_of(self.old_hook())
+        tree = commands[commands.index("    done\n") + len("    done\n") :]
+        self.assert_succeeds(run(["sh", "-euc", f"cd '{self.hooks}'\nrm qemu\n{tree}"]))
+        self.assertTrue((self.hooks / "qemu_prepare_begin_-.d/win 10/50-start.sh").exists())
+        self.installed("--driver=qemu")
+        self.assertIn("win 10 prepare begin -\n", self.call(self.directory / "ran"))
+
+
+class NeverLosing(InstallTestCase):
     def test_a_phase_directory_that_is_a_link_or_a_file_is_refused(self):
         self.hooks.mkdir()
         path = self.hooks / RELEASE
@@ -554,6 +608,34 @@ class NeverLosing(InstallTestCase):
             make()
             self.assert_refuses(str(path))
             path.unlink()
+
+    def test_where_others_can_write_it_refuses_and_says_what_to_run(self):
+        """The dispatcher would run no script there, and so start no guest."""
+        self.directory.chmod(0o755)
+        self.installed("--driver", "lxc", "--driver", "qemu")
+        phase = self.hooks / "lxc_started_begin_-.d"
+        own = self.replace("lxc_started_begin_-.d/web/10-own")
+        for path, mode, owner in (
+            (self.directory, 0o775, 0),
+            (self.hooks, 0o757, 0),
+            (phase, 0o755, 65534),
+            (phase / "web", 0o775, 65534),
+            (own, 0o775, 0),
+        ):
+            with self.subTest(path=path):
+                path.chmod(mode)
+                os.chown(path, owner, 0)
+                said = self.assert_refuses(f"'{path}", options=["--driver", "lxc"]).stderr
+                self.assertEqual(said.count("\n"), 1)
+                self.assert_succeeds(run(["sh", "-c", said.partition("Run first: ")[2]]))
+        self.installed("--driver", "lxc")
+        (self.hooks / "qemu_started_begin_-.d").chmod(0o775)
+        self.installed("--driver", "lxc")  # it has nothing of it
+        shutil.rmtree(self.hooks)
+        self.directory.chmod(0o777)
+        self.assert_refuses(f"'{self.directory}'")  # where it would make the hooks directory
+        self.directory.chmod(0o1777)  # as /tmp
+        self.installed()
 
     def test_the_administrators_own_files_are_never_touched(self):
         names = (f"{PREPARE}/15-mine", f"{RELEASE}/timeout", f"{RELEASE}/web/10-archive")
@@ -589,9 +671,11 @@ class Uninstalling(InstallTestCase):
         for path in (MKDIRS, DELETION):
             self.replace(path)
         self.installed()  # puts NAME.new beside, which is ours
+        own = self.replace("lxc_started_begin_-.d/web/10-own")
         said = self.installed("--uninstall")
-        self.assertEqual(self.names(), {MKDIRS, DELETION})
-        self.assertIn(str(self.hooks / DELETION), said)
+        self.assertEqual(self.names(), {MKDIRS, DELETION, "lxc_started_begin_-.d/web/10-own"})
+        for path in (self.hooks / DELETION, own):
+            self.assertIn(str(path), said)
 
     def test_a_changed_dispatcher_which_would_run_what_is_left_stops_it(self):
         self.installed("--driver", "qemu", "--driver", "lxc")
@@ -602,12 +686,250 @@ class Uninstalling(InstallTestCase):
         self.installed("--uninstall")
         self.assertEqual(self.names(), set())
 
+    def test_guests_that_run_with_the_hooks_are_named(self):
+        status = Path("/run/libvirt/lxc")
+        status.mkdir(parents=True)
+        self.addCleanup(shutil.rmtree, status.parent)
+        self.addCleanup(shutil.rmtree, HOOKS)
+        (status / "web one.xml").write_text(f"<domstatus>{guest_xml('')}</domstatus>")
+        (status / "plain.xml").write_text("<domstatus><domain/></domstatus>")
+        command = [CHECKOUT / "install.sh", "--no-reload", "--prefix", self.prefix]
+        self.assert_succeeds(run([*command, "--driver", "lxc", "--driver", "qemu"]))
+        result = run([*command, "--uninstall", "--driver", "qemu"])
+        self.assertNotIn("web one", result.stdout)
+        result = run([*command, "--uninstall"])
+        self.assert_succeeds(result)
+        self.assertIn("web one", result.stdout)
+        self.assertNotIn("plain", result.stdout)
+
+    def test_what_must_be_repeated_it_says(self):
+        self.assertIn("--hooks-dir", self.installed())
+        result = run([CHECKOUT / "install.sh", "--uninstall", "--no-reload"])
+        self.assert_succeeds(result)
+        self.assertIn("--hooks-dir", result.stdout)
+        self.assertFalse(HOOKS.exists())
+
     def test_where_nothing_is_installed_it_changes_nothing(self):
         self.replace("lxc")
         before = snapshot(self.directory)
         for options in ([], ["--driver", "lxc"]):
             self.assertIn("nothing is installed", self.installed("--uninstall", *options))
             self.assertEqual(snapshot(self.directory), before)
+
+
+# In place of a command that changes something. Before the call that is to be the last one it ends
+# its process group.
+COUNTED = """#!/bin/sh
+read -r count <"$COUNT"
+echo $((count + 1)) >"$COUNT"
+[ "$count" != "$LAST" ] || kill -9 0
+exec "/usr/bin/${0##*/}" "$@"
+"""
+
+
+class InterruptedTestCase(InstallTestCase):
+    """install.sh, of which little is to be installed, is killed somewhere; then it is run again.
+
+    The administrator has changed one script, and has one of his own.
+    """
+
+    KILLED_AT = ("mv",)
+
+    def setUp(self):
+        super().setUp()
+        self.versions = [self.small_copy("old"), self.newer(self.small_copy("new"))]
+        self.count = self.directory / "count"
+        for name in self.KILLED_AT:
+            self.write(f"bin/{name}", COUNTED, 0o755)
+        self.stage = self.directory / "stage"
+        self.hooks = self.stage / "etc/libvirt/hooks"
+        self.mine = {path: self.replace(path) for path in (MKDIRS, f"{RELEASE}/50-own")}
+        self.run_one(self.versions[0])
+        for path in self.mine:
+            self.replace(path)
+        shutil.move(self.stage, self.directory / "installed")
+
+    def small_copy(self, name):
+        copy = self.copy_of_checkout(name)
+        text = (copy / "install.sh").read_text()
+        for script in ("20-ramdisk", "30-preload", "10-routing-table", "20-network-policy"):
+            text = re.sub(f"(?m)^(lxc_|#link:).*{script}\n", "", text)
+        text = re.sub(r"(?m)^command/virt-hooks[.].*\n", "", text)
+        (copy / "install.sh").write_text(text)
+        return copy
+
+    def run_one(self, source, *options, last=-1):
+        """Run a version, until it comes to a command that would change something, or to its end."""
+        self.count.write_text("0\n")
+        path = f"{self.directory}/bin:{os.environ['PATH']}"
+        environment = {"PATH": path, "DESTDIR": str(self.stage), "COUNT": str(self.count)}
+        command = [source / "install.sh", *options]
+        environment["LAST"] = str(last)
+        return run(command, env=environment, start_new_session=True)
+
+    def lay_out(self, installed):
+        """Put the stage as it was before: with a version installed, or without."""
+        shutil.rmtree(self.stage, ignore_errors=True)
+        if installed:
+            shutil.copytree(self.directory / "installed", self.stage, symlinks=True)
+        for path in self.mine:
+            self.replace(path)
+
+    def recorded(self):
+        record = self.hooks / RECORD
+        lines = record.read_text().splitlines() if record.exists() else []
+        return {tuple(line.split("  ")) for line in lines}
+
+    def assert_record_is_true(self):
+        """Each file of ours that is in place is recorded; no file of the administrator's is."""
+        entries = self.recorded()
+        for path in [*self.hooks.rglob("*"), *self.stage.glob("usr/local/sbin/virt-hooks")]:
+            if path.name in (RECORD, ".virt-hooks.tmp") or path.is_dir():
+                continue
+            inside = path.is_relative_to(self.hooks)
+            name = (
+                str(path.relative_to(self.hooks)) if inside else f"/{path.relative_to(self.stage)}"
+            )
+            sum = run(["sha256sum", path]).stdout.split()[0]
+            entry = f"#link:{os.readlink(path)}" if path.is_symlink() else sum
+            self.assertEqual((entry, name) in entries, name not in self.mine, name)
+
+    def assert_result(self, source):
+        """What is there is as one version has it, or nothing is; mine is as it was."""
+        wanted = {ARCHIVE, DELETION, "lxc", f"{MKDIRS}.new", RECORD} if source else set()
+        self.assertEqual(self.names(), wanted | self.mine.keys())
+        for path in wanted - {RECORD}:
+            file = source / ("hooks/lxc" if path == "lxc" else path.removesuffix(".new"))
+            self.assertEqual((self.hooks / path).read_bytes(), file.read_bytes(), path)
+        for path in self.mine.values():
+            self.assertEqual(path.read_text(), MINE)
+        programs = {"local/sbin/virt-hooks"} if source else set()
+        self.assertEqual(self.names(self.stage / "usr"), programs)
+
+    def interrupt(self, first, installed, choose):
+        """Kill a run at each of its commands; after each run what choose(number) returns.
+
+        first and what is chosen: (version, options); installed: whether the old version is there.
+        """
+        self.lay_out(installed)
+        self.assert_succeeds(self.run_one(*first))
+        total = int(self.count.read_text())
+        self.assertGreater(total, 0)
+        for number in range(total):
+            for version, *options in choose(number):
+                with self.subTest(killed=number, then=(version, *options)):
+                    self.lay_out(installed)
+                    result = self.run_one(*first, last=number)
+                    self.assertEqual(result.returncode, -signal.SIGKILL)
+                    self.assert_record_is_true()
+                    self.assert_succeeds(self.run_one(version, *options))
+                    self.assert_result(None if options else version)
+
+
+class Interrupted(InterruptedTestCase):
+    """tests/long_install.py kills it at more places."""
+
+    def choose(self, number):
+        old, new = self.versions
+        return [[(old,), (new,), (new, "--uninstall")][number % 3]]
+
+    def test_a_killed_installation(self):
+        self.interrupt((self.versions[0],), False, self.choose)
+
+    def test_a_killed_upgrade(self):
+        self.interrupt((self.versions[1],), True, self.choose)
+
+    def test_a_killed_driver_is_remembered(self):
+        self.lay_out(False)
+        self.run_one(self.versions[0], "--driver", "qemu", last=5)
+        self.assertFalse((self.hooks / "qemu").exists())
+        self.assert_succeeds(self.run_one(self.versions[0]))
+        self.assertTrue((self.hooks / "qemu").exists())
+        self.assertFalse((self.hooks / "lxc").exists())
+
+
+class Failing(InstallTestCase):
+    def test_a_disk_that_is_full_leaves_no_dispatcher_and_a_true_record(self):
+        """Then another version installs all; or --uninstall, still without room, removes all."""
+        self.hooks.mkdir()
+        newer = self.newer_copy()
+        for size in (8, 40, 72):
+            for then in (newer, None):
+                with self.subTest(size=size, then=then):
+                    options = f"size={size}k,mode=0755"
+                    mount = ["mount", "-t", "tmpfs", "-o", options, "small", self.hooks]
+                    subprocess.run(mount, check=True)
+                    self.addCleanup(run, ["umount", self.hooks])
+                    result = self.install()
+                    self.assertEqual(result.returncode, 1)
+                    self.assertIn("run it again", result.stderr)
+                    self.assertFalse((self.hooks / "lxc").exists())
+                    if then:
+                        remount = ["mount", "-o", "remount,size=4M", self.hooks]
+                        subprocess.run(remount, check=True)
+                        self.installed(source=then)
+                        self.assert_installed_from(then)
+                    else:
+                        self.installed("--uninstall")
+                        self.assertEqual(self.names(), set())
+                        self.assertEqual(self.names(self.prefix), set())
+                    subprocess.run(["umount", self.hooks], check=True)
+                    shutil.rmtree(self.prefix)
+
+    def test_a_source_that_changes_meanwhile_is_not_installed(self):
+        copy = self.copy_of_checkout()
+        cp = 'case $* in *10-archive*) echo "# changed" >>"$2" ;; esac\nexec /bin/cp "$@"'
+        self.write("bin/cp", f"#!/bin/sh\n{cp}\n", 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        result = self.install(source=copy, env=environment)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(str(copy / ARCHIVE), result.stderr)
+        self.assertFalse((self.hooks / ARCHIVE).exists())
+        self.assertFalse((self.hooks / "lxc").exists())
+        self.installed(source=copy)
+        self.assert_installed_from(copy)
+
+    def test_a_file_that_cannot_be_read_is_not_taken_for_a_missing_one(self):
+        mine = self.replace(MKDIRS)
+        read = 'text=$(cat; echo .)\ncase $text in *"# mine"*) exit 1 ;; esac\n'
+        text = f'{read}printf %s "${{text%.}}" | /usr/bin/sha256sum'
+        self.write("bin/sha256sum", f"#!/bin/sh\n{text}\n", 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        for options in ([], ["--uninstall"]):
+            self.install(*options, env=environment)
+            self.assertEqual(mine.read_text(), MINE)
+        self.assertEqual(self.names(), {MKDIRS})
+
+    def test_a_second_one_waits_for_the_first(self):
+        for options in ([], ["--uninstall"]):
+            command = [CHECKOUT / "install.sh", "--hooks-dir", self.hooks, "--prefix", self.prefix]
+            self.installed()
+            before = snapshot(self.hooks)
+            first = os.open(self.hooks, os.O_RDONLY)
+            fcntl.flock(first, fcntl.LOCK_EX)
+            second = subprocess.Popen(
+                [*command, "--no-reload", *options],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            self.assertIn(str(self.hooks), second.stdout.readline())
+            (self.hooks / MKDIRS).unlink()  # the first one works still
+            del before[str(self.hooks / MKDIRS)]
+            self.assertEqual(snapshot(self.hooks), before)
+            self.assertIsNone(second.poll())
+            os.close(first)
+            _said, errors = second.communicate(timeout=60)
+            self.assertEqual((second.returncode, errors), (0, ""))
+            self.assertEqual((self.hooks / MKDIRS).exists(), not options)
+
+    def test_two_at_once_leave_what_one_of_them_installs(self):
+        newer = self.newer_copy()
+        places = ["--hooks-dir", self.hooks, "--prefix", self.prefix, "--no-reload"]
+        for _round in range(4):
+            commands = [[source / "install.sh", *places] for source in (CHECKOUT, newer)]
+            both = [subprocess.Popen(c, stdout=subprocess.DEVNULL) for c in commands]
+            self.assertEqual([process.wait(60) for process in both], [0, 0])
+            last = newer if b"# newer" in (self.hooks / "lxc").read_bytes() else CHECKOUT
+            self.assert_installed_from(last)
 
 
 STAND_IN = r"""
@@ -682,22 +1004,23 @@ class Demo(InstallTestCase):
     def test_it_shows_each_phase_with_its_scripts_and_the_files(self):
         result = self.demo()
         self.assert_succeeds(result)
-        sections = re.split(r"(?m)^== ", result.stdout)[1:]
+        sections = re.split(r"(?m)^(?=\S)", result.stdout)[1:]
         expected = (
-            ("Before", "golden", "rootfs"),
-            ("lxc web prepare begin -", "10-mkdirs", "/srv/web/log", "/srv/golden/web"),
-            ("lxc web start begin -", "20-network-policy"),
-            ("lxc web started begin -",),
-            ("During", "www (a ramdisk)", "greetings", "drwxr-x--- root root"),
-            ("lxc web stopped end -",),
-            ("lxc web release end shutdown", "10-archive", "/srv/archive/web/2"),
-            ("After", "archive", "greetings"),
+            ("lxc web prepare begin -", "  10-mkdirs\n    made /srv/web/log\n", "/srv/golden/web"),
+            ("lxc web start begin -", "nothing"),
+            ("lxc web started begin -", "nothing"),
+            ("The guest is running", "www (a ramdisk)", "greetings", "drwxr-x--- root root"),
+            ("lxc web stopped end -", "nothing"),
+            ("lxc web release end shutdown", "  10-archive\n    archived", "/srv/archive/web/2"),
+            ("Its log is archived", "archive", "greetings"),
+            ("All this",),
         )
         self.assertEqual(len(sections), len(expected))
         for section, (head, *words) in zip(sections, expected):
             self.assertTrue(section.startswith(head), section)
             for word in words:
                 self.assertIn(word, section)
+        self.assertLessEqual(len(result.stdout.splitlines()), 45)
         self.assertLessEqual(max(map(len, result.stdout.splitlines())), 80)
 
     def test_it_leaves_nothing_behind_whatever_is_in_the_environment(self):
@@ -733,6 +1056,35 @@ class Demo(InstallTestCase):
                 self.assertNotEqual(self.demo(copy).returncode, 0)
                 self.assertEqual(snapshot(Path("/srv")), before)
                 self.assertEqual(mount_points(), mounts)
+
+
+class Version(unittest.TestCase):
+    def test_all_parts_have_the_version_and_the_date_of_the_changelog(self):
+        heading = r"^## (\S+) \((\S+)\)$"
+        changelog = (CHECKOUT / "CHANGELOG.md").read_text()
+        version, date = re.search(heading, changelog, re.MULTILINE).groups()
+        day = datetime.date.fromisoformat(date)
+        for file, pattern, wanted in (
+            ("command/virt-hooks", r'^VERSION = "(.*)"', version),
+            (
+                "command/virt-hooks.5",
+                r'^\.TH VIRT-HOOKS 5 (\S+) "virt-hooks (.*?)"',
+                (date, version),
+            ),
+            (
+                "command/virt-hooks.8",
+                r'^\.TH VIRT-HOOKS 8 (\S+) "virt-hooks (.*?)"',
+                (date, version),
+            ),
+            ("packaging/debian/changelog", r"\((.*?)\)", version),
+            ("packaging/debian/changelog", r"^ -- .*>  (.*) \d\d:", f"{day:%a, %d %b %Y}"),
+            ("packaging/virt-hooks.spec", r"^Version: +(.*)", version),
+            ("packaging/virt-hooks.spec", r"^\* .* - (.*)-1$", version),
+            ("packaging/virt-hooks.spec", r"^\* (.*?) The ", f"{day:%a %b %d %Y}"),
+        ):
+            with self.subTest(file=file, pattern=pattern):
+                found = re.findall(pattern, (CHECKOUT / file).read_text(), re.MULTILINE)
+                self.assertEqual(found[:1], [wanted])
 
 
 if __name__ == "__main__":

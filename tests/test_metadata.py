@@ -259,5 +259,37 @@ class Refusing(Metadata):
             self.assert_refused(elements, "unknown", guest=guest)
 
 
+class Users(Metadata):
+    """A user's own session of libvirt calls the hooks, too, as that user."""
+
+    def setUp(self):
+        super().setUp()
+        for path in (self.directory, *self.directory.rglob("*")):
+            os.chown(path, 1010, 1010)
+
+    def call_as_user(self, elements):
+        command = ["setpriv", "--reuid=1010", "--regid=1010", "--clear-groups", *self.command()]
+        return run(command, input=guest_xml(elements))
+
+    @of_each_script
+    def test_without_the_element_all_is_well(self):
+        self.assert_says(self.call_as_user("<other/>"))
+
+    @of_each_script
+    def test_with_the_element_an_error_says_that_only_root_may_and_nothing_is_done(self):
+        before = self.everything()
+        result = self.call_as_user(self.element())
+        self.assert_error(result, "root", "1010")
+        self.assertEqual((result.stdout, self.everything()), ("", before))
+
+
+class Long(Metadata):
+    def test_a_text_of_many_lines_is_read_at_once(self):
+        self.SCRIPT = "20-network-policy"
+        lines = "# a line of a long list\n" * 300_000  # adding them one by one took minutes
+        elements = f"<network-policy><nft>{lines}chain c {{ }}</nft></network-policy>"
+        self.assert_says(self.call(elements, dry_run=True), uuid_of("web"))
+
+
 if __name__ == "__main__":
     unittest.main()

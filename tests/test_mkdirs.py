@@ -1,9 +1,11 @@
 """10-mkdirs creates the directories that a guest asks for, and changes no others."""
 
+import errno
 import os
 import subprocess
 import unittest
 
+from harness import run
 from scripts import ScriptCase, details, directory, guest_xml, mode_owner_group
 
 NEW = (0o755, 0, 0)
@@ -15,6 +17,7 @@ def mkdirs(*entries):
 
 class Mkdirs(ScriptCase):
     SCRIPT = "10-mkdirs"
+    EXAMPLE = "<mkdirs><dir>D/new</dir></mkdirs>"
 
     def test_it_creates_a_directory_and_its_missing_parents(self):
         result = self.call(mkdirs(directory(self.directory / "a/b")))
@@ -128,6 +131,30 @@ class Mkdirs(ScriptCase):
         for entry in (directory(point / "new"), directory(point, mode="0700")):
             self.assert_error(self.call(mkdirs(entry)), point)
         self.assert_says(self.call(mkdirs(directory(point))))
+
+    def test_an_error_of_a_directory_that_is_open_names_its_path(self):
+        path = self.mount_image("point", 8 << 20, "mkfs.ext4", "-q") / "fixed"
+        path.mkdir()
+        run(["chattr", "+i", path], check=True)
+        self.addCleanup(run, ["chattr", "-i", path])
+        why = os.strerror(errno.EPERM)
+        for attributes in ({"mode": "0700"}, {"owner": "5"}):
+            result = self.call(mkdirs(directory(path, **attributes)))
+            self.assert_error(result, f"{why}: '{path}'")
+        self.assert_error(self.call(mkdirs(directory(path / "new"))), path / "new", why)
+
+    def test_more_missing_parents_than_it_can_make_are_an_error_and_none_is_made(self):
+        path = f"{self.directory}{'/a' * 600}"
+        self.assert_refused(mkdirs(directory(path)), path)
+
+    def test_a_number_of_any_length_is_an_error_of_its_element(self):
+        for attributes in (
+            {"owner": "1" * 5000},
+            {"group": "4294967295"},
+            {"mode": "0" * 5000 + "8"},
+        ):
+            elements = mkdirs(directory(self.directory / "new", **attributes))
+            self.assert_refused(elements, self.directory / "new", *attributes.values())
 
     def test_a_dry_run_says_what_it_would_do_and_does_nothing(self):
         there = self.directory / "there"

@@ -1,5 +1,8 @@
 """20-network-policy: a guest's own nftables table, there before its first packet, gone after it."""
 
+import os
+import re
+import shutil
 import subprocess
 import unittest
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +37,8 @@ def policy(*texts, family=None):
 
 class PolicyCase(ScriptCase):
     SCRIPT = "20-network-policy"
+    EXAMPLE = "<network-policy><nft>chain c { }</nft></network-policy>"
+    PROGRAM = "nft"
 
     def setUp(self):
         super().setUp()
@@ -139,6 +144,70 @@ class NetworkPolicy(PolicyCase):
         before = self.everything()
         self.assert_says(self.stop(policy(REJECT), dry_run=True), TABLE)
         self.assertEqual(self.everything(), before)
+
+    def test_of_a_guest_that_is_off_a_dry_run_says_what_stopped_would_remove(self):
+        for elements in (policy(REJECT), policy(REJECT, family="bridge"), "<network-policy/>"):
+            self.assert_says(self.stop(elements, dry_run=True), TABLE)
+            self.assertEqual(self.everything(), self.host)
+
+    def test_in_a_running_guest_start_brings_back_what_a_firewall_loaded_anew_has_removed(self):
+        elements = policy(REJECT) + policy("chain x { }", family="bridge")
+        self.start(elements)
+        running = re.findall(rf"table \w+ {TABLE} {{.*?\n}}", self.everything(), re.DOTALL)
+        self.assertEqual(len(running), 2)
+        for what in ("ruleset", f"table bridge {TABLE}", f"table inet {TABLE}"):
+            with self.subTest(what):
+                run(["nft", "flush", *what.split()], check=True)
+                self.assert_says(self.start(elements), TABLE)
+                found = re.findall(rf"table \w+ {TABLE} {{.*?\n}}", self.everything(), re.DOTALL)
+                self.assertEqual(sorted(found), sorted(running))
+        self.assert_says(self.stop(elements), TABLE)
+        self.assertNotIn(TABLE, self.everything())
+
+    def test_a_firewall_that_is_loaded_anew_meanwhile_makes_neither_phase_fail(self):
+        text = (
+            "import os, sys\n"
+            f"nft = {shutil.which('nft')!r}\n"
+            "status = os.spawnv(os.P_WAIT, nft, sys.argv)\n"
+            "if 'list' in sys.argv:\n"
+            "    os.spawnv(os.P_WAIT, nft, [nft, 'flush', 'ruleset'])\n"
+            "sys.exit(status)\n"
+        )
+        environment = self.path_with("nft", text)
+        elements = policy(REJECT) + policy("chain x { }", family="bridge")
+        for _ in range(2):
+            self.assert_says(self.start(elements, environment=environment), TABLE)
+            self.assertEqual(self.everything().count(TABLE), 2)
+        self.assert_says(self.stop(elements, environment=environment), TABLE)
+        self.assertNotIn(TABLE, self.everything())
+
+    def test_at_no_moment_is_a_running_guest_without_its_rules(self):
+        self.start(policy(REJECT))
+        look = [shutil.which("nft"), "list", "table", "inet", TABLE]
+        for elements in (policy(REJECT), policy(REJECT, "chain more { }")) * 5:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+            with subprocess.Popen(self.command(), **pipes) as start:
+                start.stdin.write(guest_xml(elements).encode())
+                start.stdin.close()
+                while start.poll() is None:
+                    self.assertIn("reject with tcp reset", run(look).stdout)
+            self.assertEqual(start.returncode, 0)
+
+    def test_what_it_runs_is_named_where_that_fails(self):
+        self.assert_error(self.start(policy("frobnicate")), "nft ", programs_said=True)
+        self.write("bin/nft", "#!/bin/sh\nexit 7\n", 0o755)
+        for path in (f"{self.directory}/bin:{os.environ['PATH']}", f"{self.directory}/none"):
+            for call in (self.start, self.stop):
+                result = call(policy(REJECT), environment={"PATH": path})
+                self.assertEqual(result.returncode, 1)
+                self.assertRegex(result.stderr.splitlines()[-1], "20-network-policy: web: .*nft")
+
+    def test_an_ordinary_user_reads_that_it_needs_root(self):
+        nobody = {"user": 65534, "group": 65534, "extra_groups": []}
+        for dry_run in (False, True):
+            result = self.start(policy(REJECT), dry_run=dry_run, **nobody)
+            self.assert_error(result, programs_said=None)
+            self.assertIn("root", result.stderr)
 
     def test_fifty_at_once_leave_nothing(self):
         guests = [f"guest{number}" for number in range(50)]

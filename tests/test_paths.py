@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 import unittest
+from pathlib import Path
 
 from harness import run
 from scripts import (
@@ -232,6 +233,25 @@ class Swapped(ScriptCase):
             for _ in for_seconds(SECONDS):
                 self.call(elements, *RELEASE, name="20-ramdisk")
                 self.assertEqual(len(mounted_on(outside)), 1)
+
+    def test_ramdisk_that_is_exchanged_for_another_mount(self):
+        disk, idle = self.guest / "disk", self.guest / "idle"
+        for path in (disk, idle):
+            path.mkdir()
+        disk_itself = os.open(disk, os.O_PATH)  # wherever it is
+        self.addCleanup(os.close, disk_itself)
+        self.mount("-t", "tmpfs", "tests-idle", idle)
+        elements = f"<ramdisk>{directory(disk, size='1M')}</ramdisk>"
+        command = ["mount", "--no-canonicalize", "-t", "tmpfs", "virt-hooks"]
+        command += [f"/proc/self/fd/{disk_itself}/."]
+        run(command, check=True, pass_fds=[disk_itself])
+        with swapping(disk, idle, disk, idle):
+            for _ in for_seconds(SECONDS):
+                self.call(elements, *RELEASE, name="20-ramdisk")
+                mounts = Path("/proc/self/mountinfo").read_text()
+                self.assertIn("tests-idle", mounts)
+                if " tmpfs virt-hooks " not in mounts:
+                    run(command, check=True, pass_fds=[disk_itself])
 
     def test_preload_below_a_directory_that_is_swapped(self):
         entry = dircopy(self.golden, self.log / "new")

@@ -17,6 +17,8 @@ def post_rm_rf(*paths):
 
 class PostRmRf(ScriptCase):
     SCRIPT = "30-post-rm-rf"
+    EXAMPLE = "<post-rm-rf><dir>D/log</dir></post-rm-rf>"
+    PROGRAM = "rm"
 
     def remove(self, *paths, **options):
         return self.call(post_rm_rf(*paths), **options)
@@ -150,9 +152,15 @@ class PostRmRf(ScriptCase):
 
     def test_a_dry_run_says_what_it_would_do_and_does_nothing(self):
         tree = self.write("tree/x", "text").parent
+        (tree / "disk").mkdir()
+        self.mount("-t", "tmpfs", "virt-hooks", tree / "disk")  # which 20-ramdisk unmounts before
         before = self.everything()
-        self.assert_says(self.remove(tree, tree.parent / "missing", dry_run=True), tree)
+        paths = tree, tree / "x/y", tree.parent / "missing/too"
+        self.assert_refused(post_rm_rf(*paths), tree / "x/y", dry_run=True)
+        paths = tree, tree.parent / "missing/too"  # a dry run of the whole life has made none
+        self.assert_says(self.remove(*paths, dry_run=True), *paths)
         self.assertEqual(self.everything(), before)
+        self.assert_refused(post_rm_rf("/missing"), "/missing", dry_run=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ def preload(*pairs, options=""):
 
 class Preload(ScriptCase):
     SCRIPT = "30-preload"
+    EXAMPLE = "<preload><dircopy><src>D/log</src><dst>D/copy</dst></dircopy></preload>"
+    PROGRAM = "cp"
 
     def setUp(self):
         super().setUp()

@@ -64,7 +64,7 @@ cat >/etc/libvirt/libvirtd.conf <<END
 unix_sock_dir = "$1"
 host_uuid = "7f1d3c2a-6b5e-4c8f-9a0b-1c2d3e4f5a6b"
 END
-printf 'namespaces = []\\ncgroup_controllers = []\\n' >/etc/libvirt/qemu.conf
+printf 'namespaces = []\\ncgroup_controllers = []\\nmax_core = 0\\n' >/etc/libvirt/qemu.conf
 "$2/install.sh" --driver qemu --no-reload >/dev/null
 mkdir -p /etc/libvirt/hooks/qemu_started_begin_-.d
 cp "$1/fail" /etc/libvirt/hooks/qemu_started_begin_-.d/50-fail

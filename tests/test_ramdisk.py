@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import unittest
+from pathlib import Path
 
 from harness import CHECKOUT, run
 from scripts import (
@@ -16,6 +17,8 @@ from scripts import (
     mounted_on,
 )
 
+IDLE_GUEST = 'umount "$1"; echo; read line || :'
+
 
 def ramdisk(*entries):
     return f"<ramdisk>{''.join(entries)}</ramdisk>"
@@ -23,6 +26,8 @@ def ramdisk(*entries):
 
 class Ramdisk(ScriptCase):
     SCRIPT = "20-ramdisk"
+    EXAMPLE = '<ramdisk><dir size="1M">D/tmp</dir></ramdisk>'
+    PROGRAM = "mount"
 
     def make(self, name="disk"):
         """Create a directory that is to get a ramdisk."""
@@ -124,18 +129,61 @@ class Ramdisk(ScriptCase):
         self.assert_says(self.release(*paths))
         self.assertEqual(self.everything(), before)
 
-    def test_busy_is_an_error_and_it_stays_mounted(self):
-        path = self.make()
+    def test_a_process_of_the_host_in_it_is_no_error_and_keeps_its_own_files(self):
+        path = self.write("disk/below", "text").parent
+        before = self.everything()
         self.prepare(path)
-        self.write("disk/file", "text")
-        with subprocess.Popen(["sleep", "600"], cwd=path) as process:
-            result = self.release(path)
-            process.kill()
-        self.assert_error(result, path, programs_said=True)
-        self.assertNotIn("/proc/", result.stderr)
-        self.assertEqual((path / "file").read_text(), "text")
+        self.write("disk/file", "of the process")
+        with subprocess.Popen(["cat"], cwd=path, stdin=subprocess.PIPE, stdout=-1) as process:
+            self.assert_says(self.release(path), path)
+            self.assertEqual(self.everything(), before)
+            cwd = Path(f"/proc/{process.pid}/cwd")
+            self.assertEqual((cwd / "file").read_text(), "of the process")
+
+    def test_a_mount_in_it_is_an_error_and_both_stay_mounted(self):
+        path, source = self.make(), self.make("source")
+        self.prepare(path)
+        self.make("disk/inner")
+        self.mount("--bind", source, path / "inner")
+        before = self.everything()
+        self.assert_error(self.release(path), path, path / "inner")
+        self.assertEqual(self.everything(), before)
+        run(["umount", path / "inner"], check=True)
         self.assert_says(self.release(path), path)
         self.assertEqual(mounted_on(path), [])
+
+    def test_a_ramdisk_in_another_and_one_that_covers_another_are_unmounted(self):
+        outer, inner = self.make("outer"), self.make("outer/inner")
+        before = self.everything()
+        self.assert_says(self.prepare(inner, outer), inner, outer)  # outer covers inner
+        self.assert_says(self.release(inner, outer), inner, outer)
+        self.assertEqual(self.everything(), before)
+        self.prepare(outer)
+        self.make("outer/inner")
+        self.assert_says(self.prepare(inner), inner)
+        self.assert_says(self.release(outer, inner), outer, inner)
+        self.assertEqual(self.everything(), before)
+
+    def test_a_guest_that_puts_a_link_in_its_place_chooses_no_mount_that_is_unmounted(self):
+        path, idle = self.make("guest/disk"), self.make("idle")
+        self.mount("-t", "tmpfs", "tests", idle)
+        self.prepare(path)
+        # the guest can rename it: in its own mount namespace it is no mount point
+        guest = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", IDLE_GUEST, "sh", path],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self.addCleanup(guest.communicate)
+        guest.stdout.readline()
+        swap = f"mv {path} {path}.away && ln -s {idle} {path}"
+        command = ["nsenter", f"--target={guest.pid}", "--mount", "--root", "sh", "-c", swap]
+        umount = shutil.which("umount")  # the last moment: when umount(8) starts
+        text = f"import os, subprocess, sys\nsubprocess.run({command!r}, check=True)\n"
+        text += f"os.execv('{umount}', sys.argv)"
+        result = self.release(path, environment=self.path_with("umount", text))
+        self.assert_says(result, path)
+        self.assertEqual(len(mounted_on(idle)), 1)
+        self.assertEqual(mounted_on(f"{path}.away"), [])
 
     def test_several_in_several_elements_are_all_mounted_and_unmounted(self):
         paths = [self.make(name) for name in ("a", "ab", "a b", "b")]
@@ -159,7 +207,7 @@ class Ramdisk(ScriptCase):
             for attributes in (
                 *({"size": size} for size in (
                     "", "0", "-1M", "1.5G", "64MB", "64 M", "64,M", "10%", "M", "64m", "1e3",
-                    "1M,uid=5",
+                    "1M,uid=5", "1" * 5000, "9223372036854775808", "8388608T",
                 )),
                 {"size": "1M", "mode": "8"},
                 {"size": "1M", "owner": "no-such-user"},
@@ -187,11 +235,14 @@ class Ramdisk(ScriptCase):
         self.assertEqual(mounted_on(path), [])
 
     def test_a_dry_run_says_what_it_would_do_and_does_nothing(self):
-        path, mounted = self.make(), self.make("mounted")
+        path, mounted, foreign = self.make(), self.make("mounted"), self.make("foreign")
         self.prepare(mounted)
+        self.mount("-t", "tmpfs", "tests", foreign)
         before = self.everything()
         self.assert_says(self.prepare(path, dry_run=True), path)
-        self.assert_says(self.release(path, mounted, dry_run=True), mounted)
+        # a dry run of the whole life has neither made a directory nor mounted anything
+        paths = path, mounted, self.directory / "missing"
+        self.assert_says(self.release(*paths, foreign, dry_run=True), *paths)
         self.assertEqual(self.everything(), before)
 
 

@@ -5,13 +5,16 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
+import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
-from harness import CHECKOUT, network_state, run
-from scripts import STOPPED, ScriptCase, guest_xml, put_copy_over_etc
+from harness import CHECKOUT, network_state, run, script
+from scripts import STOPPED, ScriptCase, guest_xml, put_copy_over_etc, uuid_of
 
 NETWORK_NAMESPACE = 0x40000000  # CLONE_NEWNET
 NAMES = Path("/etc/iproute2/rt_tables.d")
@@ -19,6 +22,15 @@ STATE = Path("/run/virt-hooks")
 SYSTEM = "255\tlocal\n254\tmain\n253\tdefault\n0\tunspec\n#1\tinr.ruhep\n"
 ROUTE = "default via 10.77.0.254 dev br0"
 RULE = "from 10.77.0.5"
+NOBODY = {"user": 65534, "group": 65534, "extra_groups": []}
+
+# an ip(8) that appends to a file, after each call, what rules and routes there are then
+WATCHING = """
+import os, sys
+status = os.spawnv(os.P_WAIT, {real!r}, sys.argv)
+os.system("{{ {real} rule; {real} route show table all; echo; }} >>{log}")
+sys.exit(status)
+"""
 
 
 def setUpModule():
@@ -70,6 +82,8 @@ class RoutingTable(ScriptCase):
     """A host of its own: its network has br0 with 10.77.0.1, 10.77.0.5 and fd77::1."""
 
     SCRIPT = "10-routing-table"
+    EXAMPLE = '<routing-table id="101" name="uplink"><rule>from 10.0.0.1</rule></routing-table>'
+    PROGRAM = "ip"
 
     def setUp(self):
         super().setUp()
@@ -294,9 +308,242 @@ class Priority(RoutingTable):
         self.assertEqual(self.kept(), before)
 
     def test_one_in_a_rule_is_refused(self):
-        for word in ("priority", "pref", "preference", "prio", "order"):
+        for word in ("priority", "pref", "preference", "prio", "order", "p", "pr", "o", "or"):
             bad = table(route(), rule(f"from 10.77.0.6 {word} 77"))
             self.assert_refused(table(rule(), id="5", name="good") + bad, word)
+
+    def test_those_of_somebody_elses_rules_are_left_out_and_these_rules_stay(self):
+        for family, number in (("-4", 20000), ("-6", 20001), ("-4", 20003), ("-4", 32765)):
+            ip(family, "rule", "add", "priority", str(number), "fwmark", "1", "table", "5")
+        self.before = self.everything()
+        for guest in ("one", "two"):
+            self.assert_works(self.start(table(rule()), guest=guest))
+        self.assertEqual([n for n, text in rules() if RULE in text], [20002, 20004])
+        for guest in ("one", "two"):
+            self.assert_works(self.start(table(rule()), guest=guest))
+            self.assert_works(self.stop(table(rule()), guest=guest))
+        self.assert_all_gone()
+
+    def test_where_none_is_free_that_is_an_error_and_nothing_is_done(self):
+        batch = self.directory / "batch"
+        lines = [f"rule add priority {n} to 10.1.0.0/16 table 5\n" for n in range(20000, 32766)]
+        batch.write_text("".join(lines))
+        ip("-batch", str(batch))
+        for dry_run in (False, True):
+            self.assert_refused(WHOLE, "priority", dry_run=dry_run)
+
+
+class RunningGuest(RoutingTable):
+    """start, called again while the guest runs: by "virt-hooks replay GUEST start", for example."""
+
+    FIRST = table(
+        route(), route("blackhole fd98::/64"), rule(), rule("iif br0"), rule("from fd77::5")
+    )
+    WHOLE = FIRST + table(rule("to 10.9.0.0/16"), id="102", name="b")
+    RULES = (
+        (20001, f"{RULE} lookup 101"),
+        (20001, "from all iif br0 lookup 101"),
+        (20001, "from all to 10.9.0.0/16 lookup 102"),
+    )
+
+    def setUp(self):
+        super().setUp()
+        # another guest has the first priority as this one starts, and none later
+        self.assert_works(self.start(table(rule("from 10.77.0.9"), id="9", name="x"), guest="x"))
+        self.assert_works(self.start(self.WHOLE))
+        self.assert_works(self.stop(table(id="9", name="x"), guest="x"))
+        self.running = self.everything(), self.kept()
+
+    def watched(self, elements):
+        """Start again; return what rules and routes there were after each call of ip(8)."""
+        log = self.directory / "log"
+        text = WATCHING.format(real=shutil.which("ip"), log=log)
+        self.assert_works(self.start(elements, environment=self.path_with("ip", text)))
+        return log.read_text().split("\n\n")[:-1]
+
+    def test_nothing_changes_where_nothing_is_missing(self):
+        self.assert_works(self.start(self.WHOLE))
+        self.assertEqual((self.everything(), self.kept()), self.running)
+
+    def test_what_has_gone_comes_back_with_the_priority_that_it_had(self):
+        for commands in (
+            # systemd-networkd removes rules that are not its own when it starts
+            ["-4 rule flush priority 20001", "-6 rule flush priority 20001"],
+            ["rule del from 10.77.0.5 priority 20001"],
+            ["-6 rule del priority 20001"],
+            ["route flush table 101"],
+            ["-6 route flush table 101", "rule del iif br0 priority 20001"],
+        ):
+            with self.subTest(commands):
+                for command in commands:
+                    ip(*command.split())
+                self.assertNotEqual(self.everything(), self.running[0])
+                # who starts meanwhile gets another priority
+                self.assert_works(self.start(table(rule("from 10.77.0.7")), guest="other"))
+                self.assert_works(self.start(table(rule("from 10.77.0.7")), guest="another"))
+                self.assert_works(self.start(self.WHOLE))
+                for guest in ("other", "another"):
+                    self.assert_works(self.stop(table(rule("from 10.77.0.7")), guest=guest))
+                self.assertEqual((self.everything(), self.kept()), self.running)
+
+    def test_names_come_back(self):
+        for path in NAMES.iterdir():
+            path.unlink()
+        self.assert_works(self.start(self.WHOLE))
+        self.assertEqual((self.everything(), self.kept()), self.running)
+
+    def test_at_no_moment_is_it_without_its_rules_and_routes(self):
+        for elements in (self.WHOLE, table(route(), rule("to 10.8.0.0/16"), rule())):
+            states = self.watched(elements)
+            self.assertGreater(len(states), 5)
+            for state in states:
+                self.assertRegex(state, rf"{RULE} lookup (101|uplink2)")
+                self.assertRegex(state, rf"{ROUTE} table (101|uplink2)".replace(" dev", ".*dev"))
+        self.assertEqual(rules(), [(20001, "from all to 10.8.0.0/16 lookup 101"),
+                                   (20001, f"{RULE} lookup 101")])  # fmt: skip
+        self.assertEqual(rules("-6"), [])
+        self.assertFalse((NAMES / "virt-hooks-102.conf").exists())
+
+    def test_killed_at_any_call_of_ip_it_leaves_rules_that_the_next_start_mends(self):
+        real, count = shutil.which("ip"), self.directory / "count"
+        text = (
+            "import os, sys\n"
+            f"os.spawnv(os.P_WAIT, {real!r}, sys.argv)\n"
+            f"left = int(open({str(count)!r}).read())\n"
+            f"open({str(count)!r}, 'w').write(str(left - 1))\n"
+            "if not left:\n"
+            "    os.kill(os.getppid(), 9)\n"
+        )
+        environment = self.path_with("ip", text)
+        number, killed = 0, True
+        while killed:
+            count.write_text(str(number))
+            killed = self.start(self.WHOLE, environment=environment).returncode == -9
+            self.assertIn(f"{RULE} lookup 101", [rule for _number, rule in rules()])
+            if number % 2:
+                self.assert_works(self.start(self.WHOLE))
+                self.assertEqual((self.everything(), self.kept()), self.running)
+            number += 1
+        self.assertGreater(number, 10)
+        self.assertEqual((self.everything(), self.kept()), self.running)
+
+    def test_killed_in_its_second_start_it_is_taken_away_by_stopped(self):
+        real = shutil.which("ip")
+        for word in ("add", "flush"):
+            text = (
+                "import os, sys\n"
+                f"os.spawnv(os.P_WAIT, {real!r}, sys.argv)\n"
+                f"if {word!r} in sys.argv:\n"
+                "    os.kill(os.getppid(), 9)\n"
+            )
+            result = self.start(self.WHOLE, environment=self.path_with("ip", text))
+            self.assertEqual(result.returncode, -9, result.stderr)
+            self.assertNotEqual(self.everything(), self.running[0])
+            self.assert_works(self.stop(self.WHOLE))
+            self.assert_all_gone()
+            self.assert_works(self.start(self.WHOLE))
+
+    def test_a_mistake_in_its_new_definition_leaves_it_the_rules_that_it_has(self):
+        for bad in (rule("from 10.0.0.300"), route("10.9.0.0/16 via 192.0.2.1")):
+            result = self.start(self.WHOLE + table(rule("from 10.77.0.8"), bad, id="7", name="c"))
+            self.assert_error(result, re.sub("<[^>]*>", "", bad), programs_said=True)
+            self.assertEqual(set(self.RULES) - set(rules()), set())
+            self.assert_works(self.start(self.WHOLE))
+            self.assertEqual(rules(), list(self.RULES))
+        self.assert_works(self.stop(self.WHOLE + table(id="7", name="c")))
+        self.assert_all_gone()
+
+
+class State(RoutingTable):
+    """What is in /run/virt-hooks, of others and of this script's."""
+
+    def test_it_is_a_file_with_the_guests_uuid_in_its_name(self):
+        self.assert_works(self.start())
+        self.assertIn("20000", (STATE / f"routing-table-{uuid_of('web')}").read_text())
+        self.assert_works(self.stop())
+        self.assertEqual(self.kept(), {})
+
+    def test_what_others_have_there_changes_nothing_and_is_not_changed(self):
+        STATE.mkdir(0o700)
+        names = ("lock", "ramdisk-20000", "routing", "routing-table.bak", "routing-table-bin",
+                 "20000", uuid_of("web"))  # fmt: skip
+        for name in names:
+            (STATE / name).write_bytes(b"20000 \xff\0 20001\n")
+        for name in (
+            "directory",
+            "routing-table",
+            "routing-table-directory",
+            f"ramdisk-{uuid_of('web')}",
+        ):
+            (STATE / name).mkdir()
+        os.mkfifo(STATE / "fifo")
+        os.mkfifo(STATE / "routing-table-fifo")
+        (STATE / "routing-table-dangling").symlink_to("/srv/nowhere")
+        (STATE / "routing-table-bin").write_bytes(b"\xff\0\n")
+        before = {path.name for path in STATE.iterdir()}
+        self.assert_works(self.start(timeout=20))
+        self.assertEqual(rules(), [(20000, f"{RULE} lookup 101")])
+        self.assert_says(self.start(dry_run=True, timeout=20), "101", RULE, "20000", "20001")
+        self.assert_works(self.stop(timeout=20))
+        self.assert_all_gone()
+        self.assertEqual(before - {path.name for path in STATE.iterdir()}, set())
+        for name in set(names) - {"routing-table-bin"}:
+            self.assertEqual((STATE / name).read_bytes(), b"20000 \xff\0 20001\n")
+
+    def test_an_empty_one_of_a_start_that_was_killed_is_none(self):
+        self.assert_works(self.start())
+        self.assert_works(self.stop())
+        path = STATE / f"routing-table-{uuid_of('web')}"
+        path.write_text("")
+        self.assert_works(self.start())
+        self.assertEqual(rules(), [(20000, f"{RULE} lookup 101")])
+        self.assert_works(self.stop())
+        path.write_text("")
+        self.assert_works(self.stop())
+        self.assertFalse(path.exists())
+        self.assert_all_gone()
+
+    def test_the_directory_becomes_roots_alone_whoever_made_it(self):
+        for mode, owner in ((0o755, 0), (0o777, 0), (0o1777, 0), (0o700, 65534), (0o770, 65534)):
+            with self.subTest(mode=oct(mode), owner=owner):
+                STATE.mkdir()
+                STATE.chmod(mode)
+                os.chown(STATE, owner, owner)
+                self.assert_works(self.start())
+                status = STATE.stat()
+                self.assertEqual((status.st_mode, status.st_uid, status.st_gid), (0o40700, 0, 0))
+                self.assert_works(self.stop())
+                shutil.rmtree(STATE)
+        self.assert_works(self.start(umask=0))
+        self.assertEqual(STATE.stat().st_mode, 0o40700)
+        for path in STATE.iterdir():
+            self.assertEqual(path.stat().st_mode & 0o022, 0, path)
+        self.assert_works(self.stop())
+
+    def test_a_user_who_locks_what_he_can_open_holds_no_guest_up(self):
+        STATE.mkdir()
+        STATE.chmod(0o755)
+        self.assert_works(self.start())
+        STATE.chmod(0o755)
+        text = (
+            "import fcntl, os, sys\n"
+            "for name in (sys.argv[1], *(f'{sys.argv[1]}/{n}' for n in os.listdir(sys.argv[1]))):\n"
+            "    try:\n"
+            "        fcntl.flock(os.open(name, os.O_RDONLY), fcntl.LOCK_EX)\n"
+            "    except PermissionError:\n"
+            "        continue\n"
+            "print('holds', flush=True)\n"
+            "sys.stdin.read()\n"
+        )
+        command = [sys.executable, "-IS", "-c", text, STATE]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes, **NOBODY) as process:
+            self.addCleanup(process.kill)
+            self.assertEqual(process.stdout.readline(), b"holds\n")
+            self.assert_works(self.start(timeout=20))
+            self.assert_works(self.stop(timeout=20))
+            process.kill()
+        self.assert_all_gone()
 
 
 class SeveralGuests(RoutingTable):
@@ -345,6 +592,48 @@ class SeveralGuests(RoutingTable):
             self.assert_works(self.stop(guest=name))
         self.assert_all_gone()
 
+    def test_two_at_once_that_give_a_table_two_names_do_not_both_get_it(self):
+        gate, entered = self.directory / "gate", self.directory / "entered"
+        os.mkfifo(gate)
+        os.mkfifo(entered)
+        text = (
+            "import os, sys\n"
+            "if not os.path.exists(%r):\n"
+            "    open(%r, 'w').close()\n"
+            "    open(%r).read()\n"
+            "    open(%r, 'w').close()\n"
+            "os.execv(%r, sys.argv)\n"
+        )
+        done = str(self.directory / "done")
+        text %= (done, str(entered), str(gate), done, shutil.which("ip"))
+        environment = {"LC_ALL": "C", "PATH": self.path_with("ip", text)["PATH"]}
+        quick = {"LC_ALL": "C", "PATH": os.environ["PATH"]}
+        calls = []
+        for guest, name, variables in (("one", "b", environment), ("two", "c", quick)):
+            xml = self.write(f"{guest}.xml", guest_xml(table(rule(), name=name), guest))
+            command = [self.command()[0], guest, *self.command()[2:]]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            with open(xml) as stdin:
+                process = subprocess.Popen(command, env=variables, stdin=stdin, **pipes)
+            self.addCleanup(process.communicate)
+            self.addCleanup(process.kill)
+            calls.append(process)
+            if guest == "one":
+                entered.read_text()  # it has begun, and waits
+        waits = rf"-> FLOCK .* {calls[1].pid} "
+        while not re.search(waits, Path("/proc/locks").read_text()):
+            self.assertIsNone(calls[1].poll())
+            time.sleep(0.02)
+        gate.write_text("")
+        for process in calls:
+            process.wait(60)
+        self.assertEqual(calls[0].returncode, 0)
+        self.assertEqual(calls[1].returncode, 1)
+        self.assertIn("101", calls[1].stderr.read())
+        self.assert_works(self.stop(guest="one"))
+        self.assert_works(self.stop(guest="two"))
+        self.assert_all_gone()
+
     def test_fifty_at_once_leave_everything_byte_for_byte_as_it_was(self):
         def each(call, *numbers):
             def one(number):
@@ -377,7 +666,7 @@ class Refusals(RoutingTable):
         self.assert_refused(table(route(), rule(), id="7", name="good") + bad, *values)
 
     def test_what_is_no_id_or_no_name(self):
-        for number in ("", "-1", "x", "1.0", "4294967296", "1e2"):
+        for number in ("", "-1", "x", "1.0", "4294967296", "1e2", "007", "\u0661", "9" * 5000):
             with self.subTest(id=number):
                 self.refuse(table(route(), rule(), id=number), "id", number)
         for name in ("", "a b", "../a", "a#b", "102"):
@@ -385,6 +674,15 @@ class Refusals(RoutingTable):
                 self.refuse(table(route(), rule(), name=name), "name", name)
         self.refuse(table(id="-"), "id")
         self.refuse(table(name="-"), "name")
+
+    def test_what_makes_ip_take_another_table_abbreviated_or_not(self):
+        for words in ("t 7", "ta 7", "tab 7", "tabl 7", "table 7", "v red", "vr red", "vrf red"):
+            word = f"'{words.split()[0]}'"
+            self.refuse(table(route(f"10.9.0.0/16 dev br0 {words}")), word)
+            self.refuse(table(route(f"{words} 10.9.0.0/16 dev br0")), word)
+        for words in ("ta 7", "tab 7", "table 7", "lookup 7"):
+            self.refuse(table(rule(f"from 10.77.0.6 {words}")), f"'{words.split()[0]}'")
+            self.refuse(table(rule(f"{words} from 10.77.0.6")), f"'{words.split()[0]}'")
 
     def test_tables_of_the_system(self):
         for number in ("0", "253", "254", "255"):
@@ -527,6 +825,95 @@ class DryRun(RoutingTable):
     def test_it_refuses_what_is_taken(self):
         (NAMES / "admin.conf").write_text("101 isp\n")
         self.assert_error(self.start(dry_run=True), "101")
+
+    def test_it_finds_the_mistakes_in_rules(self):
+        for text in (
+            "form 10.1.1.1",
+            "from 10.1.1.300",
+            "from 10.1.1.1/33",
+            "from 10.1.1.1 from",
+            "fwmark x",
+            "from fd77::5 to 10.1.1.1",
+            "from fd77:::5",
+            "iif",
+            "to localhost",
+            "dport x",
+            "uidrange 5",
+            "l3mdev",
+            "help",
+        ):
+            with self.subTest(text):
+                result = self.start(WHOLE + table(rule(text), id="5", name="b"), dry_run=True)
+                self.assert_error(result, text, "ip ", programs_said=True)
+                self.assertEqual(result.stdout, "")
+                self.assert_all_gone()
+                self.assertEqual(self.kept(), {})
+
+    def test_it_finds_no_mistakes_in_rules_that_have_none(self):
+        texts = ("from 10.1.1.1", "iif nowhere0", "oif nowhere0", "not to fd99::/64", "fwmark 5/7",
+                 "ipproto tcp dport 80-90", "uidrange 5-7", "tos 0x10", "from all", "iif lo",
+                 "from 10.1.1.1 suppress_prefixlength 0")  # fmt: skip
+        whole = table(route("10.9.0.0/16 dev nowhere0"), *map(rule, texts))
+        self.assert_says(self.start(whole, dry_run=True), "uplink2", "nowhere0", *texts)
+        self.assert_all_gone()
+
+    def test_an_ordinary_user_reads_that_rules_were_not_tried(self):
+        for mode in (None, 0o700, 0o755):
+            if mode:
+                STATE.mkdir(exist_ok=True)
+                STATE.chmod(mode)
+            result = self.start(table(route(), rule("form 10.1.1.1")), dry_run=True, **NOBODY)
+            self.assert_works(result)
+            [line] = [line for line in result.stdout.splitlines() if "root" in line]
+            self.assertIn("form 10.1.1.1", line)
+
+    def test_of_a_guest_that_is_off_it_says_what_stopped_would_take_away(self):
+        two = WHOLE + table(rule("to fd98::/64"), id="102", name="b")
+        result = self.stop(two, dry_run=True)
+        self.assert_works(result)
+        for number in ("101", "102"):
+            self.assertIn(number, result.stdout)
+        self.assert_all_gone()
+        self.assert_works(self.stop("<routing-table/>", dry_run=True))
+
+
+class WithoutIpv6(RoutingTable):
+    """A kernel started with ipv6.disable=1: a file of /proc is missing, and ip -6 fails."""
+
+    def call(self, elements, *phase, guest="web", dry_run=False):
+        text = (
+            "import os, sys\n"
+            "if '-6' in sys.argv:\n"
+            "    sys.exit('RTNETLINK answers: Operation not supported')\n"
+            f"os.execv({shutil.which('ip')!r}, sys.argv)\n"
+        )
+        environment = {"LC_ALL": "C", **self.path_with("ip", text)}
+        if dry_run:
+            environment["VIRT_HOOKS_DRY_RUN"] = "1"
+        strace = ["strace", "-qq", "-o", "/dev/null", "-P", "/proc/net/if_inet6"]
+        strace += ["-e", "trace=?newfstatat,?stat,?statx"]
+        strace += ["-e", "inject=?newfstatat,?stat,?statx:error=ENOENT"]
+        command = [*strace, script(self.SCRIPT), guest, *(phase or ("start", "begin", "-"))]
+        result = run(command, input=guest_xml(elements, guest), env=environment)
+        result.stderr = re.sub("^strace: .*\\n", "", result.stderr)  # that it has resolved the path
+        return result
+
+    def test_tables_of_ipv4_are_given_and_taken_away(self):
+        for dry_run in (True, False):
+            self.assert_says(self.start(dry_run=dry_run), "uplink2", ROUTE, RULE)
+        self.assert_works(self.start())
+        self.assertEqual(rules(), [(20000, f"{RULE} lookup 101")])
+        self.assert_works(self.stop())
+        self.assert_all_gone()
+
+    def test_a_rule_or_a_route_of_ipv6_is_an_error(self):
+        for bad in (rule("from fd77::5"), route("blackhole fd98::/64")):
+            value = re.sub("<[^>]*>", "", bad)
+            self.assert_error(self.start(table(bad)), value, programs_said=True)
+            self.assert_works(self.stop(table(bad)))
+            self.assert_all_gone()
+        result = self.start(table(rule("from fd77::5")), dry_run=True)
+        self.assert_error(result, "from fd77::5", programs_said=True)
 
 
 if __name__ == "__main__":

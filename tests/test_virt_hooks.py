@@ -9,7 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from harness import CHECKOUT, NAMESPACE, TestCase, domain, install_dispatcher, run
+from harness import CHECKOUT, NAMESPACE, TestCase, install_dispatcher, run
+from scripts import guest_xml, uuid_of
 
 COMMAND = CHECKOUT / "command/virt-hooks"
 PREPARE, START, RELEASE = "lxc_prepare_begin_-.d", "lxc_start_begin_-.d", "lxc_release_end_-.d"
@@ -66,7 +67,7 @@ class VirtHooksTestCase(TestCase):
     def guest(self, elements=None, xml=None, name="web"):
         """Write a guest's XML; return the file's path."""
         elements = LIFE.format(self.directory) if elements is None else elements
-        return self.write(f"{name}.xml", domain(elements, name) if xml is None else xml)
+        return self.write(f"{name}.xml", xml or guest_xml(elements, name, has_uuid=False))
 
 
 class CheckTestCase(VirtHooksTestCase):
@@ -182,13 +183,21 @@ class Sound(CheckTestCase):
         (self.hooks / "qemu_prepare_begin_-.d").symlink_to(PREPARE)
         self.assert_sound()
 
+    def test_a_hook_that_is_a_link_to_a_program_as_in_the_deb(self):
+        program = self.directory / "sbin/virt-hooks-dispatch"
+        program.parent.mkdir()
+        (self.hooks / "lxc").rename(program)
+        (self.hooks / "lxc").symlink_to(program)
+        self.assert_sound()
+        self.assert_sound(*NO_LIBVIRT)
+
     def test_metadata_of_others(self):
-        xml = domain(MKDIRS).replace(
+        xml = guest_xml(MKDIRS).replace(
             "<metadata>",
             '<metadata><x:mkdirs xmlns:x="http://example.org/a b"/><hooks xmlns="urn:other"/>',
         )
         self.assert_sound(self.guest(xml=xml))
-        xml = domain("<mkdirs/>").replace(NAMESPACE, "https://example.org/something-else")
+        xml = guest_xml("<mkdirs/>").replace(NAMESPACE, "https://example.org/something-else")
         self.assert_sound(self.guest(xml=xml))
 
     def test_an_element_of_a_script_that_does_not_say_so(self):
@@ -205,7 +214,8 @@ class Sound(CheckTestCase):
     def test_a_guest_that_has_no_uuid_yet(self):
         elements = "<network-policy><nft>chain a { }</nft></network-policy>"
         self.assert_sound(self.guest(elements))
-        xml = f"<?xml version='1.0'?><!-- a --><domain><name>web</name>{domain(elements)[31:]}"
+        rest = guest_xml(elements, has_uuid=False).partition("</name>")[2]
+        xml = f"<?xml version='1.0'?><!-- a --><domain><name>web</name>{rest}"
         self.assert_sound("--driver", "lxc", self.guest(xml=xml))
 
     def test_nothing_is_done_whatever_it_finds(self):
@@ -226,7 +236,7 @@ class BrokenHook(CheckTestCase):
         self.assert_finds(missing, "install.sh --driver qemu", *NO_LIBVIRT)
 
     def test_a_driver_for_which_nothing_is_installed(self):
-        xml = domain(MKDIRS).replace("type='lxc'", "type='kvm'")
+        xml = guest_xml(MKDIRS).replace("type='lxc'", "type='kvm'")
         self.assert_finds(f"{self.hooks}/qemu", "install.sh --driver qemu", self.guest(xml=xml))
         self.assert_sound(self.guest(xml=xml.replace(MKDIRS, "")))
 
@@ -371,22 +381,6 @@ class BrokenHook(CheckTestCase):
                 else:
                     self.assert_finds(label, "restorecon -R")
 
-    def test_apparmor_that_does_not_let_libvirtd_execute_what_a_link_leads_to(self):
-        target = self.write("lib/50-site", SHELL, 0o755)
-        link = self.hooks / PREPARE / "50-site"
-        link.symlink_to(target)
-        run(["mount", "-t", "tmpfs", "tests", "/sys/kernel/security"], check=True)
-        self.addCleanup(run, ["umount", "/sys/kernel/security"], check=True)
-        profiles = Path("/sys/kernel/security/apparmor/profiles")
-        profiles.parent.mkdir()
-        profiles.write_text("libvirtd (complain)\n")
-        self.assert_sound()
-        profiles.write_text("virt-aa-helper (enforce)\nlibvirtd (enforce)\n")
-        found = [(p, r) for p, r in self.findings() if "AppArmor" in p and "50-site" in p]
-        self.assertEqual(len(found), 1)
-        self.assertIn(str(target), found[0][0])
-        self.assertIn(str(target.parent), found[0][1])
-
 
 class BrokenDirectories(CheckTestCase):
     def test_a_phase_that_libvirt_never_calls(self):
@@ -425,7 +419,6 @@ class BrokenDirectories(CheckTestCase):
             (lambda: script.chmod(0o777), script),
             (lambda: os.chown(script, 1000, 0), script),
             (lambda: phase.chmod(0o777), phase),
-            (lambda: phase.chmod(0o1777), phase),
             (lambda: os.chown(phase, 1000, 0), phase),
             (lambda: own.chmod(0o775), own),
         ):
@@ -439,6 +432,32 @@ class BrokenDirectories(CheckTestCase):
         (self.hooks / PREPARE / "50-site").symlink_to(target)
         target.parent.chmod(0o777)
         self.assert_mended(self.assert_finds(target.parent, f"chmod go-w {target.parent}"))
+
+    def test_one_on_the_way_of_links(self):
+        target = self.write("srv/site/scripts/site", SHELL, 0o755)
+        home = self.directory / "home"
+        home.mkdir()
+        (home / "bin").symlink_to(target.parent)
+        (self.hooks / PREPARE / "50-site").symlink_to(home / "bin/site")
+        self.assert_sound()
+        for place, break_it in (
+            (target.parents[1], lambda place: os.chown(place, 1000, 0)),
+            (target.parents[1], lambda place: place.chmod(0o775)),
+            (home, lambda place: os.chown(place, 1000, 0)),
+            (home / "bin", lambda place: os.chown(place, 1000, 0, follow_symlinks=False)),
+        ):
+            with self.subTest(place=place):
+                break_it(place)
+                self.assert_mended(self.assert_finds(f"{place}: ", f" {place}"))
+
+    def test_a_program_that_the_hook_is_a_link_to(self):
+        program = self.directory / "sbin/virt-hooks-dispatch"
+        program.parent.mkdir()
+        (self.hooks / "lxc").rename(program)
+        (self.hooks / "lxc").symlink_to(program)
+        for place in (program, program.parent):
+            place.chmod(0o775)
+            self.assert_mended(self.assert_finds(f"{place}: ", f"chmod go-w {place}"))
 
     def test_one_that_is_a_link_to_nowhere_or_a_file(self):
         shutil.rmtree(self.hooks / RELEASE)
@@ -601,20 +620,6 @@ class BrokenScripts(CheckTestCase):
         path.symlink_to(path)
         self.assert_finds(path, f"rm {path}", self.guest(MKDIRS))
 
-    def test_one_that_calls_libvirt(self):
-        for text in (
-            "#!/bin/sh\nvirsh list\n",
-            '#!/bin/sh\nif [ "$(virsh -c lxc:/// domstate "$1")" = x ]; then exit; fi\n',
-            "#!/bin/sh\ncat | /usr/bin/virsh define /dev/stdin\n",
-            "#!/bin/sh\nLC_ALL=C virsh list\n",
-            '#!/usr/bin/python3\nimport subprocess\nsubprocess.run(["virsh", "list"])\n',
-            "#!/usr/bin/python3\nimport os\nos.system('virsh list')\n",
-            "#!/usr/bin/python3\nimport libvirt\nlibvirt.open()\n",
-        ):
-            with self.subTest(text=text):
-                path = self.script(f"{PREPARE}/15-mine", text)
-                self.assert_finds(path, "stdin")
-
     def test_one_whose_second_line_names_no_element(self):
         for name in ("<vpn>", "vpn, other", "vpn other"):
             path = self.script(f"{PREPARE}/50-vpn", f"{SHELL}# element: {name}\n")
@@ -623,6 +628,182 @@ class BrokenScripts(CheckTestCase):
     def test_a_guests_own_that_is_broken(self):
         path = self.script(f"{PREPARE}/web/15-mine", "#!/opt/nope\n")
         self.assert_finds(path, "")
+
+
+class NeverRun(CheckTestCase):
+    """What people bring, and what would silently never run."""
+
+    def assert_each_is_found(self, cases, *arguments):
+        """Each (file, where it belongs) is found once; the remedies mend all."""
+        paths = [self.script(place) for place, _better in cases]
+        findings = self.findings(*arguments)
+        for path, (_place, better) in zip(paths, cases):
+            remedies = [remedy for problem, remedy in findings if f"{path} never runs" in problem]
+            self.assertEqual(len(remedies), 1, (path, findings))
+            command = remedies[0].partition(": ")[2].partition(";")[0]
+            self.assertEqual(run(["sh", "-c", command]).returncode, 0, command)
+            self.assertTrue((self.hooks / better).exists(), command)
+        self.assertEqual(len(findings), len(cases))
+        self.assert_sound(*arguments)
+
+    def test_a_guests_own_file_whose_name_is_no_scripts(self):
+        names = (
+            ("start.sh", "50-start.sh"),
+            ("gpu", "50-gpu"),
+            ("10-cpu.py3", "10-cpu-py3"),
+            ("10 usb.sh", "10-usb.sh"),
+            ("10.net.sh", "10-net.sh"),
+            ("vfio-größe.sh", "50-vfio-gr-e.sh"),
+        )
+        for guest in ("win10", "web"):
+            cases = [(f"{PREPARE}/{guest}/{n}", f"{PREPARE}/{guest}/{b}") for n, b in names]
+            self.assert_each_is_found(cases)
+        self.script(f"{PREPARE}/test/start.sh")
+        self.assert_finds(f"{PREPARE}/test/start.sh", "50-start.sh", *NO_LIBVIRT)
+
+    def test_a_directory_too_deep(self):
+        self.assert_each_is_found((
+            (f"{PREPARE}/web/begin/10-x", f"{PREPARE}/web/10-x"),
+            (f"{PREPARE}/web/begin/y.sh", f"{PREPARE}/web/50-y.sh"),
+            (f"{PREPARE}/win10/prepare/begin/10-x", f"{PREPARE}/win10/10-x"),
+            (f"{PREPARE}/win10/release/end/10-x", f"{RELEASE}/win10/10-x"),
+            (f"{PREPARE}/prepare/begin/10-x", f"{PREPARE}/10-x"),
+        ))  # fmt: skip
+
+    def test_a_tree_of_another_tool(self):
+        self.assert_each_is_found((
+            ("lxc.d/win10/prepare/begin/start.sh", f"{PREPARE}/win10/50-start.sh"),
+            ("lxc.d/win10/release/end/revert.sh", f"{RELEASE}/win10/50-revert.sh"),
+            ("lxc.d/win10/started/begin/01_cpu.sh", "lxc_started_begin_-.d/win10/01_cpu.sh"),
+            ("lxc.d/win10/stopped/end/a b", "lxc_stopped_end_-.d/win10/50-a-b"),
+            ("lxc.d/win11/prepare/begin", f"{PREPARE}/win11/50-begin"),
+            ("lxc.d/prepare/begin/start.sh", f"{PREPARE}/50-start.sh"),
+            ("lxc.d/win12/start.sh", f"{PREPARE}/win12/50-start.sh"),
+            ("lxc.d/win12/10-x", f"{PREPARE}/win12/10-x"),
+        ))  # fmt: skip
+
+    def test_a_directory_of_nearly_a_guests_name(self):
+        for guest, names in (
+            ("web", ("Web", "WEB", "we-b", "wbe", "webb", "web.d", "web ")),
+            ("win10", ("Win10", "win-10", "win_10", "WIN 10", "wni10", "win10.d")),
+            ("Win 11", ("win11", "Win11", "win-11", "Win_11")),
+            ("gentoo", ("gento", "gnetoo", "Gentoo")),
+        ):
+            file = self.guest("", name=guest)
+            paths = [self.script(f"{PREPARE}/{name}/10-x").parent for name in names]
+            found = self.findings(file)
+            self.assertEqual(len(found), len(names), found)
+            for path in paths:
+                self.assertTrue(any(f"{path} " in problem for problem, _remedy in found), path)
+            for path in paths[1:]:
+                shutil.rmtree(path)
+            self.assert_mended(self.assert_finds(f"did you mean {guest}?", "mv ", file), file)
+            self.assertTrue((paths[0].with_name(guest) / "10-x").exists())
+            shutil.rmtree(paths[0].with_name(guest))
+        self.script(f"{PREPARE}/Test/10-x")
+        self.assert_finds(f"{PREPARE}/Test ", "", *NO_LIBVIRT)
+
+    def test_what_is_no_script_and_is_sound(self):
+        tree = f"{self.hooks}/qemu.d/win10/prepare/begin/start.sh"
+        for place, text, mode in (
+            ("qemu", f"{SHELL}exec {tree}\n", 0o755),  # a hook that is not ours
+            ("qemu.d/win10/prepare/begin/start.sh", SHELL, 0o755),
+            (f"{PREPARE}/web/10-x.bak", SHELL, 0o755),
+            (f"{PREPARE}/web/start.sh~", SHELL, 0o755),
+            (f"{PREPARE}/web/.start.sh.swp", SHELL, 0o755),
+            (f"{PREPARE}/web/#start.sh#", SHELL, 0o755),
+            (f"{PREPARE}/web/start.sh.disabled", SHELL, 0o755),
+            (f"{PREPARE}/web/start.sh.OFF", SHELL, 0o755),
+            (f"{PREPARE}/web/10-x.dpkg-old", SHELL, 0o755),
+            (f"{PREPARE}/web/10-x.rpmsave", SHELL, 0o755),
+            (f"{PREPARE}/web/stop.sh", SHELL, 0o644),
+            (f"{PREPARE}/web/README.md", "Scripts for web\n", 0o755),
+            (f"{PREPARE}/web/settings.json", "{}\n", 0o755),
+            (f"{PREPARE}/web/lib/functions.sh", SHELL, 0o644),
+            (f"{PREPARE}/web.bak/start.sh", SHELL, 0o755),
+            (f"{PREPARE}/lib/start.sh", SHELL, 0o755),
+            (f"{PREPARE}/.git/hooks/pre-commit", SHELL, 0o755),
+            (f"{PREPARE}/web/.git/hooks/pre-commit", SHELL, 0o755),
+            (f"{PREPARE}/web2/10-x", SHELL, 0o755),
+            (f"{PREPARE}/web-b/10-x", SHELL, 0o755),
+            (f"{PREPARE}/build-4711/10-x", SHELL, 0o755),
+            (f"{PREPARE}/server-b/10-x", SHELL, 0o755),
+            ("lxc.d/theirs", SHELL, 0o755),
+            ("lxc.d/data/table", "1\n", 0o644),
+            ("old/qemu.d/win10/prepare/begin/start.sh", SHELL, 0o755),
+        ):
+            self.script(place, text, mode)
+        self.assert_sound(self.guest(), self.guest("", name="server-a"))
+
+    def test_what_others_call_is_sound(self):
+        for caller, call, place in (
+            (f"{PREPARE}/web/50-a", '"${0%/*}/helper"', f"{PREPARE}/web/helper"),
+            (f"{PREPARE}/web/50-b", 'cd "${0%/*}"; ./start.sh', f"{PREPARE}/web/start.sh"),
+            (f"{PREPARE}/50-c", '"$(dirname "$0")/$1/on.sh"', f"{PREPARE}/web/on.sh"),
+            (f"{PREPARE}/web/50-d", '"${0%/*}/tools/x.sh"', f"{PREPARE}/web/tools/x.sh"),
+            (f"{PREPARE}/50-t", 'run-parts "/etc/libvirt/hooks/lxc.d/$1"', "lxc.d/b/start/z.sh"),
+        ):
+            self.script(caller, f"{SHELL}{call}\n")
+            self.script(place)
+        self.assert_sound()
+        (self.hooks / PREPARE / "50-t").unlink()
+        for call in ('"${0%/*}/$1/$2/$3/z.sh"', 'for f in "${0%/*}/$1/$2"/*; do "$f"; done'):
+            self.script("lxc.d/tree", f"{SHELL}{call}\n")
+            self.assert_sound()
+
+
+class ElementLine(CheckTestCase):
+    """The second line of a script: with one that is nearly right it would run for every guest."""
+
+    def test_what_is_nearly_right(self):
+        lines = (
+            *("#element: vpn", "#element:vpn", "#  element: vpn", "#\telement: vpn"),
+            *(" # element: vpn", "## element: vpn", "# element : vpn", "# Element: vpn"),
+            *("# ELEMENT: vpn", "# elements: vpn", "# Elements: <vpn>", "# element = vpn"),
+            *("# element; vpn", "# element vpn", "\n# element: vpn", "set -eu\n# element: vpn"),
+            "# shellcheck shell=sh\n# element: vpn",
+            "# -*- coding: utf-8 -*-\n# element: vpn",
+            '"""What it does."""\n# element: vpn',
+            "# 50-vpn: opens a tunnel (prepare).\n#\n# Element: vpn",
+            "# a\n# b\n# c\n# d\n# e\n# f\n# g\n# h\n# element: vpn",
+        )
+        paths = []
+        for number, line in enumerate(lines, 100):
+            first = "#!/usr/bin/python3" if '"""' in line else "#!/bin/sh"
+            text = f"{first}\n{line}\nexit(0)\n" if '"""' in line else f"{first}\n{line}\n:\n"
+            paths.append(self.script(f"{PREPARE}/{number}-vpn", text))
+        findings = self.findings()
+        self.assertEqual(len(findings), len(lines), findings)
+        for path, (problem, remedy) in zip(paths, findings):
+            self.assertIn(f"{path}: ", problem)
+            self.assertEqual(run(["sh", "-c", remedy]).returncode, 0, remedy)
+            self.assertEqual(path.read_text().splitlines()[1], "# element: vpn")
+        self.assert_sound()
+
+    def test_what_cannot_be_mended_by_a_command(self):
+        for text in (
+            *("# elements: vpn, share\n", "# element:\n", "# element: \n", "# element: <vpn>\n"),
+            *("# element: vpn, share\n", "# element: vpn share\n"),
+            "# element: vpn\n# element: share\n",
+        ):
+            path = self.script(f"{PREPARE}/50-vpn", SHELL + text)
+            self.assert_finds(path, "element")
+        self.script(f"{PREPARE}/50-vpn", "# element: vpn\n#!/bin/sh\n")  # it cannot start, either
+        self.assertTrue(any("line 1" in problem for problem, _remedy in self.findings()))
+
+    def test_what_is_right_or_something_else(self):
+        for number, text in enumerate((
+            *("# element: vpn\n", "# element:vpn\n", "# element:   vpn  \n"),
+            "# element: vpn\n# Elements: the parts of a guest that this script reads\n",
+            *("# elementary, my dear\n", "# An element: a part of the XML\n"),
+            *("# element by element\n", "# Reads the element: none\n", "echo '# element: vpn'\n"),
+            "#\n" * 9 + "# Element: vpn\n",
+        )):  # fmt: skip
+            self.script(f"{PREPARE}/{50 + number}-x", SHELL + text)
+        text = '#!/usr/bin/python3\n"""As in\n\n# Element: vpn\n"""\nprint(1)\n'
+        self.script(f"{PREPARE}/70-x", text)
+        self.script(f"{PREPARE}/49-off", "#!/bin/sh\n# Element: vpn\n", 0o644)
+        self.assert_sound()
 
 
 class BrokenMetadata(CheckTestCase):
@@ -641,7 +822,7 @@ class BrokenMetadata(CheckTestCase):
 
     def test_a_namespace_that_is_nearly_ours(self):
         for namespace in ("urn:virt-hooks:2", "urn:virt-hook:1", "urn:virthooks:1", "virt-hooks:1"):
-            xml = domain(MKDIRS).replace(NAMESPACE, namespace)
+            xml = guest_xml(MKDIRS).replace(NAMESPACE, namespace)
             self.assert_finds(f"{namespace}; did you mean {NAMESPACE}", "edit", self.guest(xml=xml))
 
     def test_hooks_in_the_wrong_place(self):
@@ -809,14 +990,69 @@ class Asking(CheckTestCase):
             self.assertEqual((result.returncode, result.stdout), (2, ""))
             self.assertIn("qemu: virsh: down", result.stderr)
 
+    def test_a_driver_that_this_libvirt_does_not_have(self):
+        """As virsh 9.0 and 11.3 says it, with libvirtd and with daemons of one driver each."""
+        install_dispatcher(self.hooks / "qemu")
+        shutil.copytree(self.hooks / PREPARE, self.hooks / "qemu_prepare_begin_-.d")
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        command = [COMMAND, "check", "--hooks-dir", self.hooks]
+        for words in (
+            "error: no connection driver available for qemu:///system",
+            "error: Failed to connect socket to '/run/x-sock': No such file or directory",
+        ):
+            virsh = f'#!/bin/sh\ncase "$*" in *qemu:*) echo "{words}" >&2; exit 1 ;; esac\n'
+            virsh += f'shift 3\nexec {shutil.which("virsh")} -q -c test:///default "$@"\n'
+            self.write("bin/virsh", virsh, 0o755)
+            for arguments in ([], ["test"]):
+                result = run([*command, *arguments], env=environment)
+                self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
+            result = run([*command, "--driver", "qemu"], env=environment)
+            self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+            own = self.script("qemu_prepare_begin_-.d/50-own")  # somebody misses the driver
+            result = run(command, env=environment)
+            self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+            own.unlink()
+            self.write("bin/virsh", f'#!/bin/sh\necho "{words}" >&2; exit 1\n', 0o755)
+            result = run(command, env=environment)  # libvirt has none, or does not run
+            self.assertEqual(result.returncode, 2)
+
+    def test_a_libvirt_that_does_not_run_is_the_first_line_and_one(self):
+        install_dispatcher(self.hooks / "qemu")
+        self.script(f"{PREPARE}/50-x", "#!/opt/nope\n")
+        self.script(f"{PREPARE}/web/10-x")
+        words = "error: failed to connect to the hypervisor\nerror: No such file or directory"
+        self.write("bin/virsh", f'#!/bin/sh\necho "{words}" >&2\nexit 1\n', 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        for command, status in ((["check"], 2), (["check", "web"], 2), (["list", "web"], 2)):
+            words = [COMMAND, *command, "--hooks-dir", self.hooks]
+            result = run(["sh", "-c", '"$@" 2>&1', "sh", *words], env=environment)
+            self.assertEqual(result.returncode, status, result.stdout)
+            first, rest = result.stdout.split("\n", 1)
+            self.assertIn("virt-hooks: lxc, qemu: virsh: failed to connect", first)
+            self.assertNotIn("virsh", rest)
+            self.assertNotIn("no guest is called", rest)
+            self.assertIn("50-x", rest)
+
+    def test_a_libvirt_that_does_not_answer(self):
+        self.script(f"{PREPARE}/50-x", "#!/opt/nope\n")
+        install_dispatcher(self.hooks / "qemu")
+        self.write("bin/virsh", f"{SHELL}echo >>{self.directory}/asked\nexec sleep 1000\n", 0o755)
+        environment = {"PATH": f"{self.directory}/bin:{os.environ['PATH']}"}
+        result = run([COMMAND, "check", "--hooks-dir", self.hooks], env=environment)
+        self.assertEqual((result.returncode, result.stderr.count("\n")), (2, 1))
+        self.assertIn("lxc, qemu: ", result.stderr)
+        self.assertIn("libvirt does not answer", result.stdout)
+        self.assertIn("/opt/nope", result.stdout)
+        self.assertLessEqual((self.directory / "asked").read_text().count("\n"), 3)
+
     def test_stdin(self):
-        xml = domain("<mkdirs><dir>srv</dir></mkdirs>")
+        xml = guest_xml("<mkdirs><dir>srv</dir></mkdirs>")
         result = self.virt_hooks("check", "-", input=xml)
         self.assertEqual(result.returncode, 1)
         self.assertIn("'srv'", result.stdout)
 
     def test_xml_that_does_not_say_its_driver(self):
-        xml = domain(MKDIRS).replace(" type='lxc'", "")
+        xml = guest_xml(MKDIRS).replace(" type='lxc'", "")
         self.assert_cannot_look("--driver", self.guest(xml=xml))
         self.assert_sound("--driver", "lxc", self.guest(xml=xml))
 
@@ -825,7 +1061,7 @@ class Asking(CheckTestCase):
         source = CHECKOUT / PREPARE / "10-mkdirs"
         (self.hooks / "network_start_begin_-.d").mkdir()
         shutil.copy(source, self.hooks / "network_start_begin_-.d")
-        xml = domain("<mkdirs><dir>srv</dir></mkdirs>", "net")
+        xml = guest_xml("<mkdirs><dir>srv</dir></mkdirs>", "net")
         xml = xml.replace("<domain type='lxc'", "<network").replace("</domain", "</network")
         for declaration in ("", "<?xml version='1.0'?>\n"):
             result = self.check(self.guest(xml=declaration + xml))
@@ -872,8 +1108,7 @@ class Asking(CheckTestCase):
         result = self.check(*files, timeout=600)
         self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
         used = sum(os.times()[2:4]) - sum(began[2:4])  # of the processors, however busy they are
-        print(f"check of 100 guests: {used:.1f} s of one processor")
-        self.assertLess(used, 20)  # that is 10 s on two
+        self.assertLess(used, 20)  # seconds of one processor; it was 7.6 to 8.7
 
     def test_a_terminal_sees_the_progress_and_findings_in_red(self):
         wrong = self.guest("<mkdirs><dir>srv</dir></mkdirs>")
@@ -889,7 +1124,7 @@ class Asking(CheckTestCase):
         result = self.check(self.guest(f"<mkdirs><dir>{evil}</dir></mkdirs>"))
         self.assertEqual(result.returncode, 1)
         self.assertTrue(all(c.isprintable() for c in result.stdout.replace("\n", "")))
-        xml = domain("").replace(NAMESPACE, "urn:virt-hooks:2&#10;lxc:fine\u009b")
+        xml = guest_xml("").replace(NAMESPACE, "urn:virt-hooks:2&#10;lxc:fine\u009b")
         result = self.check(self.guest(xml=xml))
         self.assertEqual((result.returncode, result.stdout.count("\n")), (1, 2), result.stdout)
 
@@ -946,7 +1181,7 @@ class List(VirtHooksTestCase):
             "prepare 10-mkdirs 20-ramdisk 30-preload start 10-routing-table 20-network-policy "
             "stopped 10-routing-table 20-network-policy release 10-archive 20-ramdisk 30-post-rm-rf"
         ))  # fmt: skip
-        self.assertIn("20-ramdisk -> ../lxc_prepare_begin_-.d/20-ramdisk", result.stdout)
+        self.assertIn("20-ramdisk     <ramdisk>     (= that of prepare)", result.stdout)
 
     def test_it_says_what_each_is_for_and_what_it_reads(self):
         self.script(f"{PREPARE}/50-a", "#!/bin/sh\n# element: a\n# 50-a: makes a of b (prepare).\n")
@@ -962,9 +1197,11 @@ class List(VirtHooksTestCase):
         self.script(f"{PREPARE}/51-b", "#!/bin/sh\n# element: share\n")
         self.script(f"{PREPARE}/web/52-c")
         self.script(f"{PREPARE}/db/53-d")
-        shown = self.list(self.guest("<vpn/>")).stdout
+        shown, _heading, apart = self.list(self.guest("<vpn/>")).stdout.partition("\nNot run")
         for name, runs in (("50-a", True), ("51-b", False), ("web/52-c", True), ("db/53-d", False)):
             self.assertEqual(name in shown, runs, name)
+        self.assertIn(f"{PREPARE}/51-b: no <share> in its XML", apart)
+        self.assertNotIn("db/53-d", apart)
         self.assertIn("db/53-d", self.list().stdout)
 
     def test_an_unknown_guest_is_an_error(self):
@@ -997,6 +1234,52 @@ class List(VirtHooksTestCase):
             self.assertIn(part, apart)
         self.assertIn(f"{PREPARE}/15-off: it is switched off", apart)
         self.assertNotIn("15-off", result.stdout.partition("Never run\n")[0])
+
+    def test_directories_of_no_guest_and_what_libvirt_itself_runs(self):
+        self.script(f"{PREPARE}/Test/10-x")
+        self.script(f"{PREPARE}/build-4711/10-x")
+        self.script(f"{PREPARE}/test/10-x")
+        self.script("lxc.d/theirs", "#!/bin/sh\n# theirs: does something.\n")
+        self.script("lxc.d/off", SHELL, 0o644)
+        self.script("lxc.d/test/prepare/begin/start.sh")
+        shown = self.list().stdout
+        apart, _heading, last = shown.partition("Never run\n")[2].partition("libvirt itself")
+        self.assertRegex(apart, f"{PREPARE}/Test: .*did you mean test\\?")
+        self.assertRegex(apart, f"{PREPARE}/build-4711: [^;]*\n")
+        self.assertNotIn(f"{PREPARE}/test", apart)
+        self.assertIn("lxc.d/test/prepare/begin/start.sh: ", apart)
+        self.assertIn("lxc.d/theirs", last)
+        self.assertIn("does something", last)
+        self.assertNotIn("lxc.d/off", last)
+        apart = self.list("test").stdout.partition("Not run for test\n")[2]
+        self.assertRegex(apart, f"{PREPARE}/Test: .*did you mean test\\?")
+        self.assertNotIn("build-4711", apart)
+
+    def test_why_scripts_do_not_run_for_a_guest(self):
+        (self.hooks / PREPARE / "30-preload").chmod(0o644)
+        self.script(f"{PREPARE}/web/start.sh")
+        self.script(f"{PREPARE}/db/start.sh")
+        shown, _heading, apart = self.list(self.guest(MKDIRS)).stdout.partition("Not run for web\n")
+        self.assertEqual(shown.count("10-mkdirs"), 1)
+        for line in (
+            f"{PREPARE}/20-ramdisk: no <ramdisk> in its XML",
+            f"{PREPARE}/30-preload: it is switched off",
+            f"{PREPARE}/web/start.sh: its name",
+            f"{RELEASE}/10-archive: no <archive> in its XML",
+        ):
+            self.assertIn(line, apart)
+        self.assertNotIn("db/", apart)
+
+    def test_a_terminal_of_80_columns(self):
+        self.script(f"{PREPARE}/50-a-script-with-quite-a-long-name", f"{SHELL}# {'word ' * 30}\n")
+        target = self.write("some/where/else/in/quite/a/deep/tree/site", SHELL, 0o755)
+        (self.hooks / RELEASE / "50-site").symlink_to(target)
+        self.script(f"{PREPARE}/a-guest-with-a-long-name/a-file-of-a-long-name.sh")
+        self.script("lxc.d/a-program-with-a-long-name", f"{SHELL}# {'word ' * 30}\n")
+        for arguments in ([], [self.guest()]):
+            shown = on_terminal([COMMAND, "list", "--hooks-dir", self.hooks, *arguments])
+            lines = re.sub("\033\\[[0-9]*m", "", shown).replace("\r", "").split("\n")
+            self.assertLessEqual(max(map(len, lines)), 80, shown)
 
     def test_reasons_are_phases_of_their_own_where_libvirt_gives_them(self):
         self.script("lxc_release_end_from_snapshot.d/15-mine")
@@ -1035,14 +1318,13 @@ class Replay(VirtHooksTestCase):
             f'#!/bin/sh\nprintf "%s|" "$@" >{said}\npwd >>{said}\numask >>{said}\n'
             f"tr '\\0' ' ' </proc/$$/environ >>{said}\necho >>{said}\ncat >>{said}\n",
         )
-        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
-        file = self.guest(xml=domain("").replace("<metadata>", f"{uuid}<metadata>"))
+        file = self.guest(xml=guest_xml(""))
         self.assert_succeeds(self.replay(file, "prepare", umask=0o077))
         words, umask, environment, xml = said.read_text().split("\n", 3)
         self.assertEqual(words, "web|prepare|begin|-|/")
         self.assertEqual(int(umask, 8), 0o022)
         names = sorted(variable.partition("=")[0] for variable in environment.split())
-        self.assertEqual(names, ["LC_ALL", "PATH", "USER"])
+        self.assertEqual(names, ["LC_ALL", "PATH", "USER", "VIRT_HOOKS_VERBOSE"])
         self.assertIn("LC_ALL=C ", environment)
         self.assertIn("USER=root ", environment)
         self.assertEqual(xml, file.read_text())
@@ -1075,11 +1357,10 @@ class Replay(VirtHooksTestCase):
         self.script(f"{PREPARE}/06-second", f"#!/bin/sh\nuntil [ -e {go} ]; do sleep 0.05; done\n")
         command = [COMMAND, "replay", "--hooks-dir", self.hooks, self.guest(""), "prepare"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            said = [process.stdout.readline(), process.stdout.readline()]
+            said = [process.stdout.readline() for _ in range(4)]
             go.touch()
             process.stdout.read()
-        self.assertIn("05-first, 06-second", said[0])
-        self.assertEqual(said[1], "    first\n")
+        self.assertEqual(said[1:], ["  05-first\n", "    first\n", "  06-second\n"])
         self.assertEqual(process.returncode, 0)
 
     def test_a_dry_run_does_nothing_and_names_what_it_cannot_ask(self):
@@ -1095,10 +1376,9 @@ class Replay(VirtHooksTestCase):
     def test_filters_print_the_xml_that_libvirt_would_get(self):
         install_dispatcher(self.hooks / "qemu")
         self.script("qemu_restore_begin_-.d/10-filter", "#!/bin/sh\nsed s/lxc/kvm/\n")
-        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
-        xml = domain("").replace("<metadata>", f"{uuid}\n<metadata>")
+        xml = guest_xml("\n")
         result = self.replay("--driver", "qemu", self.guest(xml=xml), "restore")
-        self.assert_succeeds(result)
+        self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn(xml.replace("lxc", "kvm"), result.stdout.replace("\n    ", "\n"))
 
     def test_a_filter_that_prints_no_xml_fails_as_under_libvirt(self):
@@ -1112,9 +1392,8 @@ class Replay(VirtHooksTestCase):
     def test_what_a_script_says_is_below_its_name_each_stream_by_itself(self):
         self.script(f"{PREPARE}/05-say", "#!/bin/sh\necho out\necho err >&2\nprintf 'a\\tb\\n'\n")
         result = self.replay(self.guest(""), "prepare", "start")
-        first, *said, last = result.stdout.splitlines()
-        self.assertIn("05-say", first)
-        self.assertEqual(said, ["    out", "    a\tb"])
+        _heading, *said, last = result.stdout.splitlines()
+        self.assertEqual(said, ["  05-say", "    out", "    a\tb"])
         self.assertIn("start", last)
         self.assertEqual(result.stderr, "    err\n")
 
@@ -1234,8 +1513,7 @@ class New(VirtHooksTestCase):
 
     def call(self, phase, elements, driver="qemu", dry_run=False):
         """Call the installed hook, as libvirt does, for a guest or a network with a UUID."""
-        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
-        xml = domain(elements).replace("<metadata>", f"{uuid}<metadata>")
+        xml = guest_xml(elements)
         if driver == "network":
             xml = f"<hookData>{xml.replace('domain', 'network')}</hookData>"
         environment = {"PATH": os.environ["PATH"], "VIRT_HOOKS_DRY_RUN": "1" if dry_run else "0"}
@@ -1288,7 +1566,7 @@ class New(VirtHooksTestCase):
             ):
                 with self.subTest(language=language, elements=elements):
                     arguments = [path, "web", "started", "begin", "-"]
-                    result = run(arguments, input=domain(elements))
+                    result = run(arguments, input=guest_xml(elements))
                     self.assertEqual(result.returncode, status, result.stderr)
                     self.assertEqual(result.stdout, "".join(f"do it here: {t}\n" for t in said))
                     if status:
@@ -1314,7 +1592,7 @@ class New(VirtHooksTestCase):
                 operations = f"{first.split()[0]},{last.split()[0]}"
                 self.made("--language", language, driver, operations, f"do-{language}")
                 element = f"do-{language}"
-                state = Path(f"/run/virt-hooks/{element}-11111111-2222-3333-4444-555555555555")
+                state = Path(f"/run/virt-hooks/{element}-{uuid_of('web')}")
                 two, broken = f"<{element}>a</{element}><{element}>b</{element}>", f"<{element}/>"
                 with self.subTest(language=language, driver=driver):
                     shutil.rmtree("/run/virt-hooks", ignore_errors=True)
@@ -1361,7 +1639,8 @@ class New(VirtHooksTestCase):
         programs.mkdir()
         for name in ("cat", "seq", "sh"):
             (programs / name).symlink_to(shutil.which(name))
-        result = run(["sh", path, "web"], input=domain("<say>a</say>"), env={"PATH": str(programs)})
+        xml = guest_xml("<say>a</say>")
+        result = run(["sh", path, "web"], input=xml, env={"PATH": str(programs)})
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("xmllint", result.stderr)
 

@@ -1,15 +1,19 @@
 """virt-hooks with the real virsh and libvirtd: what it says is what libvirt then does."""
 
+import json
 import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 import unittest
 from pathlib import Path
 
 from harness import CHECKOUT, NAMESPACE, TestCase, run
 from libvirt import (
     HOOKS,
+    LXC,
     Guest,
     install,
     put_hook,
@@ -197,6 +201,106 @@ class Checking(VirtHooksTestCase):
         self.assertEqual((result.returncode, result.stdout), (2, ""))
         self.assertRegex(result.stderr, r"\Avirt-hooks: lxc: virsh: [^\n]+\n\Z")
 
+    def test_a_policy_that_somebody_has_flushed(self):
+        guest = self.guest("<network-policy><nft>chain a { }</nft></network-policy>")
+        self.assert_sound()
+        guest.start()
+        self.assert_sound()
+        run(["nft", "flush", "ruleset"], check=True)
+        for arguments in ([], ["web"]):
+            remedy = self.assert_finds("virt-hooks-", *arguments)
+            self.assertIn("replay", remedy)
+        command = shlex.split(remedy)
+        self.assert_succeeds_silently(run([COMMAND, *command[1:]]))
+        self.assert_sound()
+        guest.end()
+        self.assert_sound()
+
+    def assert_succeeds_silently(self, result):
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+
+class Stuck(VirtHooksTestCase):
+    """libvirt waits for a hook, and whoever asks libvirt waits, too."""
+
+    def hanging(self, path, text="sleep 1000"):
+        """Start the guest web, whose hook hangs; return the process of virsh and the script's."""
+        pid = self.directory / "pid"
+        begin = f"#!/bin/sh\n[ ! -e {pid} ] || exit 0\necho $$ >{pid}.new; mv {pid}.new {pid}\n"
+        script = put_hook(self, path, f"{begin}{text}\n")
+        self.guest()
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        starting = subprocess.Popen(["virsh", "-c", LXC, "start", "web"], **pipes)
+        self.addCleanup(starting.stderr.close)
+        self.addCleanup(starting.wait)
+        wait_until(pid.exists)
+        script_pid = int(pid.read_text())
+        self.addCleanup(self.end, script_pid)
+        return starting, script, script_pid
+
+    def end(self, pid):
+        """End a script that hangs, and what it runs, unless it has ended."""
+        run(["pkill", "-KILL", "-P", str(pid)])
+        if os.path.exists(f"/proc/{pid}"):
+            os.kill(pid, signal.SIGKILL)
+
+    def asked(self, *commands):
+        """What several calls of virt-hooks say, which run at the same time."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running = [subprocess.Popen([COMMAND, *words], **pipes) for words in commands]
+        results = [(*process.communicate(timeout=60), process.returncode) for process in running]
+        return results
+
+    def test_every_command_says_what_libvirt_waits_for(self):
+        install("--driver", "lxc", "--driver", "qemu")
+        self.addCleanup(install, "--no-reload", "--uninstall", "--driver", "qemu")
+        for number in range(3):
+            self.guest(name=f"other{number}")
+        put_hook(self, "lxc_prepare_begin_-.d/other/10-x", "#!/bin/sh\n")
+        broken = put_hook(self, "lxc_prepare_begin_-.d/60-x", "#!/opt/nope\n")
+        starting, script, pid = self.hanging("lxc_prepare_begin_-.d/50-hang")
+        commands = ("check", "check web", "list web", "list", "replay web prepare", "metadata web")
+        for words, result in zip(commands, self.asked(*map(str.split, commands))):
+            out, err, status = result
+            with self.subTest(words=words):
+                self.assertEqual(status, 2, (out, err))
+                self.assertEqual(err.count("\n"), 1, err)
+                self.assertIn("libvirt", err)
+                first, remedy = out.splitlines()[:2]
+                for part in ("lxc web: ", str(script), f"process {pid})", "prepare begin -"):
+                    self.assertIn(part, first)
+                self.assertIn(f"kill -- -{pid} ", remedy)
+                self.assertIn(f"{script.parent}/timeout", remedy)
+                self.assertEqual(f"{broken}: it cannot start" in out, "check" in words)
+                self.assertEqual("    10-mkdirs" in out, "list" in words)
+        found = json.loads(self.virt_hooks("check", "--json").stdout)
+        self.assertEqual(found["findings"][0]["guest"], "web")
+        self.assertEqual(len(found["failures"]), 1)
+        run(["sh", "-c", f"kill -- -{pid}"], check=True)
+        self.assertIn("50-hang: killed by signal 15", starting.stderr.read())
+        broken.unlink()
+        self.assert_sound("web")
+
+    def test_what_a_script_has_become_and_what_is_no_hook(self):
+        hook = f"{HOOKS}/lxc"
+        others = [subprocess.Popen(["tail", "-f", hook], stdout=subprocess.DEVNULL)]
+        others += [subprocess.Popen(["sh", "-c", "sleep 1000", hook, "db", "start", "begin", "-"])]
+        for process in others:
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+        _starting, script, pid = self.hanging("lxc_start_begin_-.d/50-hang", "exec sleep 1000")
+        out = self.virt_hooks("check").stdout
+        self.assertIn(f"lxc web: libvirt waits for sleep 1000 (process {pid}) in start", out)
+        self.assertIn(f"{script.parent}/timeout", out)
+        self.assertEqual(out.count("libvirt waits for"), 1, out)
+
+    def test_what_libvirt_runs_itself(self):
+        _starting, script, pid = self.hanging("lxc.d/theirs")
+        first, remedy, *_more = self.virt_hooks("check").stdout.splitlines()
+        self.assertIn(f"lxc web: libvirt waits for {script} (process {pid}) in prepare", first)
+        self.assertIn(f"kill {pid} ", remedy)
+        self.assertNotIn("timeout", remedy)
+
 
 class Agreeing(VirtHooksTestCase):
     """list and replay say what libvirtd's own call then does."""
@@ -221,7 +325,7 @@ class Agreeing(VirtHooksTestCase):
         for line in self.virt_hooks("list", "web").stdout.splitlines():
             if re.match(r"  \S", line):
                 operation = line.split()[0]
-                last = line.split(" (")[0].split()[-1]
+                last = "-" if line.endswith("any reason") else line.split()[-1]
                 if operation == "release" and last != shutoff_reason("shutdown"):
                     operation = "another"
             elif re.match(r"    (web/)?\d+-[a-z]( |$)", line):

@@ -4,13 +4,23 @@ rpm runs on Debian hosts here, whose packages it does not know: so it installs w
 """
 
 import hashlib
+import re
 import shutil
 import tempfile
 import unittest
 from pathlib import Path
 
 from hosts import CHECKOUT, HOOKS, TestCase
-from test_deb import FOREIGN, SCRIPT, build, build_otherwise, copy_checkout, newer_checkout
+from test_deb import (
+    ARCHIVE,
+    DELETION,
+    FOREIGN,
+    SCRIPT,
+    build,
+    build_otherwise,
+    copy_checkout,
+    newer_checkout,
+)
 
 
 def setUpModule():
@@ -23,6 +33,10 @@ def setUpModule():
 
 
 class Package(TestCase):
+    def query(self, package, form):
+        """A line for each file, in the order in which rpm puts them into place."""
+        return self.done(["rpm", "-qp", "--qf", f"[{form}\n]", package]).splitlines()
+
     def test_it_is_the_same_bytes_from_anywhere_at_any_time_under_any_umask(self):
         again = build_otherwise(self.directory, "rpm")
         self.assertEqual(again.name, old.name)
@@ -31,24 +45,43 @@ class Package(TestCase):
 
     def test_it_has_the_files_of_the_debian_package(self):
         listing = self.done(["dpkg-deb", "--contents", deb]).splitlines()
-        debian = {line.split()[-1][1:]: line.split()[0] for line in listing}
-        lines = self.done(["rpm", "-qp", "--qf", "[%{FILENAMES} %{FILEMODES:perms}\n]", old])
-        both = [dict(line.split() for line in lines.splitlines()), debian]
-        for number, files in enumerate(both):
-            both[number] = {
-                path.removesuffix(".gz"): mode  # rpm compresses manual pages on Fedora alone
-                for path, mode in files.items()
-                if mode.startswith("-")
-                and not path.startswith(("/usr/share/doc", "/usr/share/lic"))
-            }
-        self.assertEqual(*both)
+        debian = {line.split()[5][1:]: line.split()[0] for line in listing}
+        dispatcher = debian.pop("/usr/sbin/virt-hooks-dispatch")
+        debian |= {f"/{HOOKS}/{driver}": dispatcher for driver in ("lxc", "qemu")}
+        both = [dict(line.split() for line in self.query(old, "%{FILENAMES} %{FILEMODES:perms}"))]
+        for files in (*both, debian):
+            both.append(
+                {
+                    path.removesuffix(".gz"): mode  # rpm compresses manual pages on Fedora alone
+                    for path, mode in files.items()
+                    if mode.startswith("-")
+                    and not path.startswith(("/usr/share/doc/virt-hooks/c", "/usr/share/li"))
+                }
+            )
+        rpms = {
+            re.sub(r"virt-hooks-[0-9.]+", "virt-hooks", path): both[1][path] for path in both[1]
+        }
+        self.assertEqual(rpms, both[2])
 
-    def test_every_file_below_etc_is_a_configuration_file_that_is_not_replaced(self):
-        flags = "[%{FILENAMES} %{FILEFLAGS:fflags} %{FILEMODES:perms}\n]"
-        for line in self.done(["rpm", "-qp", "--qf", flags, old]).splitlines():
-            path, *flags, mode = line.split()
-            if path.startswith("/etc") and mode.startswith("-"):
-                self.assertEqual(flags, ["cn"], path)
+    def test_the_scripts_are_configuration_that_is_not_replaced_and_the_dispatchers_are_not(self):
+        for line in self.query(old, "%{FILENAMES} %{FILEMODES:perms} %{FILEFLAGS:fflags}"):
+            path, mode, *flags = line.split()
+            if path.startswith(f"/{HOOKS}/") and mode.startswith("-"):
+                is_script = ".d/" in path
+                self.assertEqual("c" in "".join(flags), is_script, path)
+                self.assertEqual("n" in "".join(flags), is_script, path)
+
+    def test_an_archive_comes_before_its_deletion(self):
+        places = self.query(old, "%{FILENAMES}")
+        for driver in ("lxc", "qemu"):
+            paths = [f"/{HOOKS}/{path.replace('lxc', driver)}" for path in (ARCHIVE, DELETION)]
+            archive, deletion = map(places.index, paths)
+            self.assertLess(archive, deletion)
+
+    def test_rpmlint_finds_nothing_that_is_not_meant(self):
+        lint = ["rpmlint", "-r", CHECKOUT / "packaging/virt-hooks.rpmlintrc"]
+        said = self.done([*lint, old, CHECKOUT / "packaging/virt-hooks.spec"])
+        self.assertIn("0 errors, 0 warnings", said)
 
 
 class Rpm(TestCase):
@@ -63,6 +96,23 @@ class Rpm(TestCase):
         result = self.rpm(host, "--upgrade", "/root/virt-hooks.rpm")
         self.assertEqual(result.returncode, 0, result.stderr)
 
+    def erase(self, host):
+        result = self.rpm(host, "--erase", "virt-hooks")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertNotIn("warning", result.stderr)
+
+    def assert_refuses(self, host, package, *parts):
+        """The package is refused for a reason, and nothing has changed."""
+        self.put(host, package)
+        before, version = host.hooks(), host.run("rpm", "-q", "virt-hooks").stdout
+        result = self.rpm(host, "--upgrade", "/root/virt-hooks.rpm")
+        self.assertNotEqual(result.returncode, 0)
+        for part in parts:
+            self.assertIn(part, result.stderr)
+        self.assertEqual(host.hooks(), before)
+        self.assertEqual(host.run("rpm", "-q", "virt-hooks").stdout, version)
+        return result.stderr
+
     def test_an_upgrade_replaces_what_is_unchanged_and_keeps_what_is_not(self):
         host = self.host("trixie")
         self.install(host, old)
@@ -71,30 +121,40 @@ class Rpm(TestCase):
         self.assertEqual(changed.read_text(), "#!/bin/sh\necho mine\n")
         self.assertIn("# newer", changed.with_name("10-mkdirs.rpmnew").read_text())
         self.assertIn("# newer", changed.with_name("30-preload").read_text())
+        self.assertIn("# newer", (host.root / HOOKS / "lxc").read_text())
         command = [f"/{HOOKS}/lxc", "web", "prepare", "begin", "-"]
         self.assertEqual(host.done(*command, input="<domain/>"), "mine\n")
 
-    def test_it_refuses_to_replace_another_hook_or_what_install_sh_has_installed(self):
+    def test_it_refuses_to_replace_another_hook_of_whatever_mode_in_an_upgrade_too(self):
         host = self.host("bookworm")
-        self.put(host, old)
-        copy_checkout(host.root / "root/checkout")
-        for driver in ("lxc", "qemu", "install.sh"):
-            if driver == "install.sh":
-                host.done("/root/checkout/install.sh", "--no-reload")
-            else:
-                foreign = host.write(f"{HOOKS}/{driver}", FOREIGN, 0o755)
-            before = host.hooks()
-            result = self.rpm(host, "--install", "/root/virt-hooks.rpm")
-            self.assertNotEqual(result.returncode, 0)
-            self.assertIn(driver, result.stderr)
-            self.assertEqual(host.hooks(), before)
-            self.assertFalse((host.root / "usr/sbin/virt-hooks").exists())
-            self.assertNotEqual(host.run("rpm", "-q", "virt-hooks").returncode, 0)
-            foreign.unlink(missing_ok=True)
+        for package in (old, new):
+            for driver, mode in (("lxc", 0o755), ("qemu", 0o755), ("qemu", 0o600)):
+                hook = host.root / HOOKS / driver
+                before = hook.read_text() if hook.exists() else None
+                host.write(f"{HOOKS}/{driver}", FOREIGN, mode)
+                self.assert_refuses(host, package, f"/{HOOKS}/{driver} ")
+                hook.unlink()
+                if before:
+                    host.write(f"{HOOKS}/{driver}", before, 0o755)
+            self.install(host, package)
 
-    def test_install_sh_refuses_where_the_package_is(self):
+    def test_its_advice_keeps_a_hook_in_use_with_what_lies_beside_it(self):
+        host = self.host("bookworm")
+        host.write(f"{HOOKS}/qemu", '#!/bin/sh\ncat "${0%/*}/qemu.d/name"\n', 0o755)
+        host.write(f"{HOOKS}/qemu.d/name", "mine\n")
+        said = self.assert_refuses(host, old, f"/{HOOKS}/qemu ")
+        commands = [line for line in said.splitlines() if line.startswith("    ")]
+        host.done("sh", "-euc", "\n".join(commands))
+        self.install(host, old)
+        call = [f"/{HOOKS}/qemu", "win10", "prepare", "begin", "-"]
+        self.assertEqual(host.done(*call, input="<domain/>"), "mine\n")
+
+    def test_it_refuses_what_install_sh_has_installed_and_install_sh_the_package(self):
         host = self.host("bookworm")
         copy_checkout(host.root / "root/checkout")
+        host.done("/root/checkout/install.sh", "--no-reload")
+        self.assert_refuses(host, old, "install.sh")
+        host.done("/root/checkout/install.sh", "--uninstall")
         self.install(host, old)
         before = host.hooks()
         for options in (["--no-reload"], ["--uninstall"]):
@@ -103,6 +163,15 @@ class Rpm(TestCase):
             self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
             self.assertIn("remove virt-hooks", result.stderr)
             self.assertEqual(host.hooks(), before)
+
+    def test_erased_it_leaves_a_hook_that_came_into_its_place(self):
+        host = self.host("bookworm")
+        self.install(host, old)
+        host.write(f"{HOOKS}/lxc", FOREIGN, 0o750)
+        self.erase(host)
+        self.assertEqual(list(host.hooks()), [".", "lxc"])
+        hook = host.root / HOOKS / "lxc"
+        self.assertEqual((hook.read_text(), hook.stat().st_mode), (FOREIGN, 0o100750))
 
     def test_libvirt_runs_it_from_its_installation_until_it_is_erased(self):
         host = self.host("trixie")
@@ -114,11 +183,8 @@ class Rpm(TestCase):
         self.assertEqual(host.live(), ((True, "greeting"), (False, "log")))
         self.install(host, new)
         self.assertEqual(host.live(), ((True, "greeting", "log"), (False, "log", "log.1")))
-        host.write(f"{HOOKS}/lxc", FOREIGN.replace("0", "1"), 0o755)  # a changed one
-        # an erased package tells it, or no guest would start
-        self.assertEqual(self.rpm(host, "--erase", "virt-hooks").returncode, 0)
+        self.erase(host)  # tells it, or no guest would start
         self.assertEqual(host.live(), ((False, "log", "log.1"),) * 2)
-        (host.root / HOOKS / "lxc.rpmsave").unlink()
         self.assertEqual(host.hooks(), before)
 
 
