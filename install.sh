@@ -4,8 +4,7 @@
 # The hooks directory has a record of what is installed, .virt-hooks.sha256: for a file the line of
 # sha256sum(1), for a link "#link:TARGET  NAME"; absolute paths are without DESTDIR. A file that
 # matches its entry is ours, to be replaced or removed. Any other file is the administrator's, and
-# stays. An entry is written to disk before its file and removed after it, so this holds wherever
-# install.sh is killed.
+# stays. An entry is on disk before its file and goes after it, wherever install.sh is killed.
 set -eu
 umask 022
 export LC_ALL=C # one order of sorting, one language of messages
@@ -27,8 +26,7 @@ main() {
     action=install drivers='' hooks=$HOOKS prefix='' reload=yes changing=''
     read_options "$@"
     here=$(dirname -- "$(readlink -f -- "$0")")
-    stage=${DESTDIR:-}
-    stage=${stage%/}
+    stage=${DESTDIR:-} && stage=${stage%/}
     if [ -z "$stage" ]; then
         [ "$(id -u)" = 0 ] || fail 'this needs root: use sudo'
         [ "$action" = uninstall ] || require_python
@@ -37,7 +35,8 @@ main() {
     fi
     hooks=$stage$hooks
     if [ "$action" = install ]; then
-        contents_for command qemu >/dev/null # all are there
+        [ -f "$here/lxc_release_end_-.d/10-archive" ] || fail "$here has no 10-archive"
+        contents_for command qemu >/dev/null # which fails if something else is missing
         refuse_writable
         mkdir -p -- "$hooks"
     fi

@@ -246,10 +246,11 @@ class Installing(InstallTestCase):
         self.assertIn("10-archive: FAILED", run(check, cwd=self.hooks).stdout)
 
     def test_a_source_that_is_missing_stops_it_before_anything_is_changed(self):
-        copy = self.copy_of_checkout()
-        (copy / ARCHIVE).unlink()
-        result = self.assert_refuses("10-archive", source=copy)
-        self.assertEqual(result.stderr.count("\n"), 1)
+        for path in (ARCHIVE, "hooks/lxc", "command/virt-hooks.8"):
+            copy = self.copy_of_checkout(path.replace("/", " "))
+            (copy / path).unlink()
+            result = self.assert_refuses(path.rpartition("/")[2], source=copy)
+            self.assertEqual(result.stderr.count("\n"), 1)
 
 
 class Options(InstallTestCase):
@@ -1000,16 +1001,16 @@ class Demo(InstallTestCase):
     def test_it_shows_each_phase_with_its_scripts_and_the_files(self):
         result = self.demo()
         self.assert_succeeds(result)
-        sections = re.split(r"(?m)^== ", result.stdout)[1:]
+        sections = re.split(r"(?m)^(?! )", result.stdout)[1:-1]
         expected = (
-            ("Before", "golden", "rootfs"),
             ("lxc web prepare begin -", "10-mkdirs", "/srv/web/log", "/srv/golden/web"),
-            ("lxc web start begin -", "20-network-policy"),
+            ("lxc web start begin -",),
             ("lxc web started begin -",),
-            ("During", "www (a ramdisk)", "greetings", "drwxr-x--- root root"),
+            ("The guest is running", "www (a ramdisk)", "greetings", "drwxr-x--- root root"),
             ("lxc web stopped end -",),
             ("lxc web release end shutdown", "10-archive", "/srv/archive/web/2"),
-            ("After", "archive", "greetings"),
+            ("Its log is archived", "archive", "greetings"),
+            ("All this happened",),
         )
         self.assertEqual(len(sections), len(expected))
         for section, (head, *words) in zip(sections, expected):
