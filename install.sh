@@ -257,16 +257,14 @@ END
     tell_libvirt
     say "virt-hooks is installed in $hooks for: $drivers"
     [ "$hooks" = "$stage$HOOKS" ] || say 'To upgrade or uninstall it, give --hooks-dir again.'
-    [ -n "$stage" ] || say "Next: give a guest the elements that it needs ('man 5 virt-hooks');
-then run 'virt-hooks check'."
+    [ -n "$stage" ] || say "Next: write metadata ('man 5 virt-hooks'); then run 'virt-hooks check'."
 }
 
 uninstall() {
     [ -n "$recorded" ] || say "nothing is installed in $hooks; if it is elsewhere, use --hooks-dir"
     for driver in $drivers; do # a changed dispatcher would go on running the scripts that stay
         ! contains "$recorded$NEWLINE" "  $driver$NEWLINE" || is_ours "$driver" '' ||
-            fail "$hooks/$driver has changed since install.sh installed it; nothing was changed.\
- Move it away, uninstall, and put it back if you need it"
+            fail "$hooks/$driver has changed; nothing was removed. Move it away, then uninstall"
     done
     changing=yes
     for driver in $drivers; do
@@ -403,9 +401,7 @@ remove() {
     fi
     rm -f -- "$temporary"
     case $1 in
-        [!/]*/* | */share/virt-hooks/*)
-            [ ! -d "${file%/*}" ] || rmdir --ignore-fail-on-non-empty -- "${file%/*}"
-            ;;
+        [!/]*/* | */share/virt-hooks/*) rmdir -- "${file%/*}" 2>/dev/null || true ;; # not empty
     esac
 }
 

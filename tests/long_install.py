@@ -5,7 +5,7 @@ import unittest
 import test_install
 
 
-class Killed(test_install.InterruptedTestCase):
+class Installer(test_install.InterruptedTestCase):
     KILLED_AT = ("chmod", "cp", "ln", "mkdir", "mv", "rm", "rmdir", "sync")
 
     def choose(self, _number):
