@@ -258,8 +258,8 @@ END
     tell_libvirt
     say "virt-hooks is installed in $hooks for: $drivers"
     [ "$hooks" = "$stage$HOOKS" ] || say 'To upgrade or uninstall it, give --hooks-dir again.'
-    [ -n "$stage" ] || say "Next: give a guest the elements that it needs ('man 5 virt-hooks');
-then run 'virt-hooks check'."
+    [ -n "$stage" ] || say "Next: write elements into a guest's metadata ('man 5 virt-hooks' has
+them all); then run 'virt-hooks check'."
 }
 
 uninstall() {
