@@ -26,8 +26,7 @@ main() {
     action=install drivers='' hooks=$HOOKS prefix='' reload=yes changing=''
     read_options "$@"
     here=$(dirname -- "$(readlink -f -- "$0")")
-    stage=${DESTDIR:-}
-    stage=${stage%/}
+    stage=${DESTDIR:-} && stage=${stage%/}
     if [ -z "$stage" ]; then
         [ "$(id -u)" = 0 ] || fail 'this needs root: use sudo'
         [ "$action" = uninstall ] || require_python
