@@ -26,8 +26,7 @@ main() {
     action=install drivers='' hooks=$HOOKS prefix='' reload=yes changing=''
     read_options "$@"
     here=$(dirname -- "$(readlink -f -- "$0")")
-    stage=${DESTDIR:-}
-    stage=${stage%/}
+    stage=${DESTDIR:-} && stage=${stage%/}
     if [ -z "$stage" ]; then
         [ "$(id -u)" = 0 ] || fail 'this needs root: use sudo'
         [ "$action" = uninstall ] || require_python
@@ -44,8 +43,8 @@ main() {
         exec 9<"$hooks"
         flock --nonblock 9 || { say "waiting for another install.sh in $hooks" && flock 9; }
     fi
-    trap '[ $? = 0 ] || [ -z "$changing" ] || say "install.sh: the work is not finished; to finish\
- it, run install.sh again with the same options" >&2' EXIT
+    trap '[ $? = 0 ] || [ -z "$changing" ] || say "install.sh: the work is half done; to\
+ finish it, remove the cause, and run it again with the same options" >&2' EXIT
     trap 'exit 1' HUP INT TERM
     read_record
     if [ "$action" = install ]; then install_all; else uninstall; fi

@@ -250,10 +250,11 @@ class Installing(InstallTestCase):
         self.assertIn("10-archive: FAILED", run(check, cwd=self.hooks).stdout)
 
     def test_a_source_that_is_missing_stops_it_before_anything_is_changed(self):
-        copy = self.copy_of_checkout()
-        (copy / ARCHIVE).unlink()
-        result = self.assert_refuses("10-archive", source=copy)
-        self.assertEqual(result.stderr.count("\n"), 1)
+        for path in (ARCHIVE, "hooks/lxc", "command/virt-hooks.8"):
+            copy = self.copy_of_checkout(path.replace("/", " "))
+            (copy / path).unlink()
+            result = self.assert_refuses(path.rpartition("/")[2], source=copy)
+            self.assertEqual(result.stderr.count("\n"), 1)
 
 
 class Options(InstallTestCase):
