@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from harness import CHECKOUT, TestCase, install_dispatcher, run
+from harness import CHECKOUT, TestCase, install_dispatcher, run, snapshot
 from scripts import guest_xml, uuid_of
 
 EXAMPLES = sorted((CHECKOUT / "examples").glob("[0-9]*"))
@@ -66,6 +66,13 @@ else:
             sys.exit(f"Unit {{name}} not loaded.")
         (units / name).write_text({{"stop": "inactive", "start": "active"}}[verb])
 """
+
+
+def hostdev(kind, managed="yes"):
+    """The <devices> of a guest that gets the host's device 0000:01:00.0."""
+    address = "<address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>"
+    opening = f"<hostdev mode='subsystem' type='{kind}' managed='{managed}'>"
+    return f"<devices>{opening}<source>{address}</source></hostdev></devices>"
 
 
 def hold_the_pools(test):
@@ -229,7 +236,7 @@ class Every(ExamplesTestCase):
         rules = run(["nft", "list", "ruleset"]).stdout
         for path in EXAMPLES:
             for phase in list(phases_of(path.name))[1:] * 2:
-                if path.name not in ("30-free-gpu", "40-no-sleep"):  # see NoSleep, and tests/vm
+                if path.name != "40-no-sleep":  # see NoSleep
                     xml = guest_xml(ELEMENTS, more=HUGEPAGES + PINNED)
                     self.assert_works(phase, xml, name=path.name)
         self.assertEqual(self.states(), [])
@@ -238,8 +245,11 @@ class Every(ExamplesTestCase):
         self.assertEqual(self.unit("one.service"), "inactive")
 
     def test_a_users_own_guest_starts_as_before_where_only_libvirts_elements_ask(self):
-        xml = guest_xml("", more=HUGEPAGES + PINNED)
-        for name in ("20-hugepages", "20-isolate-cpus"):
+        xml = guest_xml("", more=HUGEPAGES + PINNED + hostdev("usb"))
+        framebuffer = Path("/dev/fb0")  # of the tests' own /dev
+        framebuffer.touch(0o600)
+        self.addCleanup(framebuffer.unlink)
+        for name in ("20-hugepages", "20-isolate-cpus", "30-free-gpu"):
             as_user = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups"]
             for operation in ("prepare", "release"):
                 self.assert_works(operation, xml, name=name, before=as_user)
@@ -1011,3 +1021,95 @@ class Index(ExamplesTestCase):
         self.assertTrue((HOOKS / "old/win 10/prepare/begin/off.sh").exists())
         check = run([CHECKOUT / "command/virt-hooks", "check", "--driver", "qemu"])
         self.assertNotIn("50-", check.stdout + check.stderr)
+
+
+class FreeGpu(ExamplesTestCase):
+    """With files in place of /sys, as kernels have them that the virtual machine does not run.
+
+    Linux before 6.9 has the firmware's framebuffer in /sys/devices/platform. Fedora's Linux has no
+    devices for framebuffers. tests/vm tries real consoles, framebuffers and drivers of Linux 6.12.
+    """
+
+    SCRIPT = "30-free-gpu"
+    FIRMWARE = "devices/platform/efi-framebuffer.0"
+
+    def setUp(self):
+        super().setUp()
+        for path, text in (
+            ("bus/pci/devices/0000:01:00.0/class", "0x030000\n"),
+            ("class/vtconsole/vtcon0/name", "(S) dummy device\n"),
+            ("class/vtconsole/vtcon0/bind", "1\n"),
+            ("class/vtconsole/vtcon1/name", "(M) frame buffer device\n"),
+            ("class/vtconsole/vtcon1/bind", "1\n"),
+            (f"{self.FIRMWARE}/driver/unbind", ""),
+            (f"{self.FIRMWARE}/subsystem/drivers_probe", ""),
+        ):
+            self.write(f"sys/{path}", text)
+
+    def call(self, *arguments, **options):
+        """Run the script where the tests' files are /sys, and where no /dev/fb0 is."""
+        mount = 'mount --bind "$0" /sys && mount -t tmpfs tests /dev && exec "$@"'
+        before = ["unshare", "--mount", "sh", "-c", mount, self.directory / "sys"]
+        return super().call(*arguments, before=before, **options)
+
+    def sysfs(self):
+        return snapshot(self.directory / "sys")
+
+    def read(self, path):
+        return (self.directory / "sys" / path).read_text().strip()
+
+    def test_the_console_and_the_firmware_leave_the_adapter_and_come_back(self):
+        xml = guest_xml("", more=hostdev("pci"))
+        before = self.sysfs()
+        self.assert_dry_run("prepare", xml, "vtcon1/bind", "driver/unbind")
+        self.assert_dry_run("release", xml, "vtcon1/bind", "drivers_probe")
+        self.assertEqual(self.sysfs(), before)
+        for _twice in range(2):
+            self.assert_works("prepare", xml)
+            self.assertEqual(self.read("class/vtconsole/vtcon1/bind"), "0")
+            self.assertEqual(self.read(f"{self.FIRMWARE}/driver/unbind"), "efi-framebuffer.0")
+        self.assertEqual(self.states(), [f"hostdev-{uuid_of('web')}"])
+        for _twice in range(2):
+            self.assert_works("release", xml)
+            self.assertEqual(self.read("class/vtconsole/vtcon1/bind"), "1")
+            probed = self.read(f"{self.FIRMWARE}/subsystem/drivers_probe")
+            self.assertEqual(probed, "efi-framebuffer.0")
+            self.assertEqual(self.states(), [])
+        self.assertEqual(self.read("class/vtconsole/vtcon0/bind"), "1")
+
+    def test_other_devices_and_those_that_libvirt_does_not_manage_are_no_reason(self):
+        before = self.sysfs()
+        for devices in (hostdev("usb"), hostdev("pci", managed="no")):
+            self.assert_works("prepare", guest_xml("", more=devices))
+        for text in ("0x020000\n", "0x040300\n"):  # a network card, a sound card
+            self.write("sys/bus/pci/devices/0000:01:00.0/class", text)
+            self.assert_works("prepare", guest_xml("", more=hostdev("pci")))
+            self.write("sys/bus/pci/devices/0000:01:00.0/class", "0x030000\n")
+        self.assertEqual(self.sysfs(), before)
+        shutil.rmtree(self.directory / "sys/bus/pci/devices/0000:01:00.0")  # libvirt refuses that
+        self.assert_works("prepare", guest_xml("", more=hostdev("pci")))
+        self.assertEqual(self.states(), [])
+
+    def test_only_what_was_bound_is_bound_again(self):
+        xml = guest_xml("", more=hostdev("pci"))
+        self.write("sys/class/vtconsole/vtcon1/bind", "0\n")
+        self.assert_works("prepare", xml)
+        self.assert_works("release", xml)
+        self.assertEqual(self.read("class/vtconsole/vtcon1/bind"), "0")
+        shutil.rmtree(self.directory / "sys" / self.FIRMWARE / "driver")
+        before = self.sysfs()
+        self.assert_works("prepare", xml)
+        self.assert_works("release", xml)
+        self.assertEqual(self.sysfs(), before)
+
+    def test_what_linux_refuses_is_an_error_and_the_rest_comes_back(self):
+        xml = guest_xml("", more=hostdev("pci"))
+        file = self.directory / "sys" / self.FIRMWARE / "driver/unbind"
+        file.unlink()
+        file.mkdir()  # which cannot be written
+        result = self.call("prepare", xml)
+        self.assert_error(result, "hostdev", "efi-framebuffer.0", "driver/unbind")
+        self.assertEqual(self.read("class/vtconsole/vtcon1/bind"), "0")
+        self.assert_works("release", xml)
+        self.assertEqual(self.read("class/vtconsole/vtcon1/bind"), "1")
+        self.assertEqual(self.states(), [])
