@@ -189,6 +189,7 @@ contents_for() {
 command/libvirt_calls.py $prefix/share/virt-hooks/libvirt_calls.py
 command/new.py $prefix/share/virt-hooks/new.py
 command/new.sh $prefix/share/virt-hooks/new.sh
+command/hook_scripts.py $prefix/share/virt-hooks/hook_scripts.py
 command/virt-hooks $prefix/sbin/virt-hooks
 command/virt-hooks.8 $prefix/share/man/man8/virt-hooks.8
 command/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5

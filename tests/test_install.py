@@ -30,6 +30,7 @@ COMMAND = {  # where it is below the prefix, and where it comes from
     "share/virt-hooks/libvirt_calls.py": "command/libvirt_calls.py",
     "share/virt-hooks/new.py": "command/new.py",
     "share/virt-hooks/new.sh": "command/new.sh",
+    "share/virt-hooks/hook_scripts.py": "command/hook_scripts.py",
     "sbin/virt-hooks": "command/virt-hooks",
     "share/man/man8/virt-hooks.8": "command/virt-hooks.8",
     "share/man/man5/virt-hooks.5": "command/virt-hooks.5",
