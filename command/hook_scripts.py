@@ -65,7 +65,7 @@ class Script:
         return ""
 
     def element_faults(self):
-        """(problem, remedy) of a second line without a name, and of lines that only look like it."""
+        """(problem, remedy) of a second line without a name, and lines that only look like it."""
         path, lines = os.path.realpath(self.path), self.text.splitlines()[:10]
         second = [line for line in lines[1:2] if line.startswith(b"# element:")]
         if second and (not self.element or set(self.element) & set(" <>,;\"'/")):

@@ -535,6 +535,7 @@ class Tables(TestCase):
             "f( " * 5000,
             "'" + "a\n" * 5000,
             "a" * 50000,
+            "virsh\0 list",
         ):
             for first in ("#!/bin/sh", "#!/usr/bin/python3"):
                 with self.subTest(text=text[:20], first=first):
