@@ -1,11 +1,10 @@
 #!/bin/sh
 # Installs virt-hooks, upgrades it and uninstalls it; "install.sh --help" says how.
 #
-# The hooks directory has a record of what is installed, .virt-hooks.sha256: for a file the line of
-# sha256sum(1), for a link "#link:TARGET  NAME"; absolute paths are without DESTDIR. A file that
-# matches its entry is ours, to be replaced or removed. Any other file is the administrator's, and
-# stays. An entry is written to disk before its file and removed after it, so this holds wherever
-# install.sh is killed.
+# .virt-hooks.sha256 in the hooks directory records the installed files: for a file the line of
+# sha256sum(1), for a link "#link:TARGET  NAME"; absolute paths are without DESTDIR. We replace and
+# remove only files that match their entries. Any other file is the administrator's, and stays. We
+# write an entry to disk before its file and remove it after the file, so install.sh may be killed.
 set -eu
 umask 022
 export LC_ALL=C # one order of sorting, one language of messages
@@ -13,10 +12,10 @@ export LC_ALL=C # one order of sorting, one language of messages
 MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools glob grp
 json os pathlib pwd re select shlex shutil stat subprocess syslog tempfile textwrap time warnings
 xml.etree xml.parsers.expat zlib'
-HOOKS=/etc/libvirt/hooks # the only place where libvirt looks
+HOOKS=/etc/libvirt/hooks # libvirt looks nowhere else
 RECORD=.virt-hooks.sha256
-TEMPORARY=.virt-hooks.tmp # a file that is being written; it never runs, by its name
-TOLD=/run/virt-hooks.told # its time: when all daemons were told; "virt-hooks check" reads it
+TEMPORARY=.virt-hooks.tmp # the file that we write at the moment; with this name it never runs
+TOLD=/run/virt-hooks.told # "virt-hooks check" reads its time: when we last told all daemons
 ALL_DRIVERS='daemon qemu lxc libxl bhyve network'
 DAEMONS='libvirtd virtbhyved virtinterfaced virtlxcd virtnetworkd virtnodedevd virtnwfilterd
 virtproxyd virtqemud virtsecretd virtstoraged virtvboxd virtvzd virtxend'
@@ -27,8 +26,7 @@ main() {
     action=install drivers='' hooks=$HOOKS prefix='' reload=yes changing=''
     read_options "$@"
     here=$(dirname -- "$(readlink -f -- "$0")")
-    stage=${DESTDIR:-}
-    stage=${stage%/}
+    stage=${DESTDIR:-} && stage=${stage%/}
     if [ -z "$stage" ]; then
         [ "$(id -u)" = 0 ] || fail 'this needs root: use sudo'
         [ "$action" = uninstall ] || require_python
@@ -37,7 +35,7 @@ main() {
     fi
     hooks=$stage$hooks
     if [ "$action" = install ]; then
-        contents_for command qemu >/dev/null # all are there
+        contents_for command qemu >/dev/null # fails if a file of the checkout is missing
         refuse_writable
         mkdir -p -- "$hooks"
     fi
@@ -45,8 +43,8 @@ main() {
         exec 9<"$hooks"
         flock --nonblock 9 || { say "waiting for another install.sh in $hooks" && flock 9; }
     fi
-    trap '[ $? = 0 ] || [ -z "$changing" ] || say "install.sh: it has stopped in the middle; to\
- finish, run it again with the same options" >&2' EXIT
+    trap '[ $? = 0 ] || [ -z "$changing" ] || say "install.sh: the work is half done; to\
+ finish it, remove the cause, and run it again with the same options" >&2' EXIT
     trap 'exit 1' HUP INT TERM
     read_record
     if [ "$action" = install ]; then install_all; else uninstall; fi
@@ -59,23 +57,23 @@ usage: install.sh [OPTION]...
 Installs or upgrades virt-hooks: the dispatcher, its scripts, and the command
 virt-hooks with its manual pages and its completion for bash.
 
-  --driver NAME    for this driver: daemon, qemu, lxc, libxl, bhyve or network;
-                   repeatable. The default is all that are installed, or lxc.
-                   daemon and network get the dispatcher alone
-  --prefix DIR     the command goes below DIR; the default is where it is
-                   installed, or /usr/local
-  --hooks-dir DIR  the hooks go into DIR, not /etc/libvirt/hooks. Repeat this
-                   option to upgrade or uninstall them
+  --driver NAME    use this driver: daemon, qemu, lxc, libxl, bhyve or network;
+                   repeatable. The default is all installed drivers, or lxc.
+                   For daemon and network, install only the dispatcher
+  --prefix DIR     install the command below DIR; the default is its present
+                   prefix, or /usr/local
+  --hooks-dir DIR  use the hooks directory DIR, not /etc/libvirt/hooks. To
+                   upgrade or uninstall these hooks, give the option again
   --no-reload      do not tell the running libvirt daemons to look for hooks
-  --uninstall      remove what was installed and has not been changed since
+  --uninstall      remove all installed files that you have not changed
   --demo           play the life of an example guest; this needs no libvirt and
                    leaves nothing behind
   -h, --help       show this text
 
-With DESTDIR in the environment, everything goes below that directory; this
-needs neither root nor Python, and tells no daemon. A script that you have
-changed stays; the new version is put beside it as NAME.new, which never runs.
-To switch a script off, run chmod -x on it: an upgrade leaves it switched off.
+With DESTDIR in the environment, install.sh works below that directory, needs
+neither root nor Python, and tells no daemon. It keeps each script that you have
+changed, and puts the new version beside it as NAME.new, which never runs. To
+switch a script off, run chmod -x on it: an upgrade leaves it switched off.
 END
 }
 
@@ -123,10 +121,10 @@ fail() {
 }
 
 say() {
-    printf '%s\n' "$1" # echo would take a backslash in a path for more than that
+    printf '%s\n' "$1" # echo would interpret a backslash in a path
 }
 
-# Without Python libvirt could not run the dispatcher, and so would start no guest at all.
+# Without Python libvirt cannot run the dispatcher, and so starts no guest.
 require_python() {
     problem=$(/usr/bin/python3 -IS -c "
 import sys
@@ -137,7 +135,7 @@ for name in '''$MODULES'''.split():
  the standard library: ${problem##*"$NEWLINE"}. Nothing was changed. Install the package python3"
 }
 
-# Two must not upgrade and remove the same files. What dpkg has removed it still has to purge.
+# Not two programs may upgrade and remove the same files. After a removal, dpkg still has to purge.
 refuse_package() {
     state=$(dpkg-query -W -f '${db:Status-Status}' virt-hooks 2>/dev/null) || state=not-installed
     ! rpm -q --quiet virt-hooks 2>/dev/null || state=installed
@@ -145,7 +143,7 @@ refuse_package() {
  was changed. To use install.sh, run first: apt-get purge virt-hooks, or dnf remove virt-hooks"
 }
 
-# Where others than root can write, the dispatcher runs nothing, and so no guest starts.
+# If users other than root can write there, the dispatcher runs nothing, and so no guest starts.
 refuse_writable() {
     [ -z "$stage" ] || return 0
     set -- /
@@ -166,7 +164,7 @@ refuse_writable() {
  nothing was changed. Run first: chown root $unsafe && chmod go-w $unsafe"
 }
 
-# Set $recorded, and what it knows and the options do not say.
+# Set $recorded, and from it $drivers and $prefix unless the options give them.
 read_record() {
     recorded=''
     [ ! -e "$hooks/$RECORD" ] || recorded=$(cat -- "$hooks/$RECORD")
@@ -180,7 +178,7 @@ read_record() {
     prefix=${prefix:-/usr/local}
 }
 
-# What each part, "command" or a driver, has: the fingerprint, source and path of each file or link.
+# Print the fingerprint, source and path of each file or link of the parts, "command" or drivers.
 # A dispatcher comes last, so that libvirt never runs an incomplete set.
 contents_for() {
     for part; do
@@ -196,9 +194,23 @@ command/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5
 command/virt-hooks.bash $prefix/share/bash-completion/completions/virt-hooks
 END
             daemon | network) ;; # libvirt calls no prepare and no release for these
-            qemu) scripts_for lxc qemu && scripts_for qemu qemu ;;
-            *) scripts_for lxc "$part" ;;
+            *) cat <<END ;;
+lxc_prepare_begin_-.d/10-mkdirs ${part}_prepare_begin_-.d/10-mkdirs
+lxc_prepare_begin_-.d/20-ramdisk ${part}_prepare_begin_-.d/20-ramdisk
+lxc_prepare_begin_-.d/30-preload ${part}_prepare_begin_-.d/30-preload
+lxc_start_begin_-.d/10-routing-table ${part}_start_begin_-.d/10-routing-table
+lxc_start_begin_-.d/20-network-policy ${part}_start_begin_-.d/20-network-policy
+#link:../${part}_start_begin_-.d/10-routing-table ${part}_stopped_end_-.d/10-routing-table
+#link:../${part}_start_begin_-.d/20-network-policy ${part}_stopped_end_-.d/20-network-policy
+lxc_release_end_-.d/10-archive ${part}_release_end_-.d/10-archive
+#link:../${part}_prepare_begin_-.d/20-ramdisk ${part}_release_end_-.d/20-ramdisk
+lxc_release_end_-.d/30-post-rm-rf ${part}_release_end_-.d/30-post-rm-rf
+END
         esac
+        [ "$part" != qemu ] || cat <<END
+qemu_restore_begin_-.d/00-saved-image qemu_restore_begin_-.d/00-saved-image
+#link:../qemu_restore_begin_-.d/00-saved-image qemu_started_begin_-.d/00-saved-image
+END
         [ "$part" = command ] || say "hooks/lxc $part"
     done | while read -r source path; do
         case $source in
@@ -210,21 +222,7 @@ END
     done
 }
 
-# The scripts of a driver's directories in the checkout, and their places for a driver. What lies
-# there in two phases is a file and a link to it.
-scripts_for() {
-    for script in "$here/$1"_*.d/[0-9]*; do
-        script=${script#"$here/"}
-        case ${script##*/} in *[!a-z0-9-]*) continue ;; esac # left behind by an editor
-        if link=$(readlink -- "$here/$script"); then
-            say "#link:../$2${link#"../$1"} $2${script#"$1"}"
-        else
-            say "$script $2${script#"$1"}"
-        fi
-    done
-}
-
-# What is at a path, as the record has it: a file's sum or a link's target; empty for nothing.
+# Print a file's sum or a link's target, as in the record; print nothing if nothing is there.
 fingerprint() {
     if [ -h "$1" ]; then
         say "#link:$(readlink -- "$1")"
@@ -247,7 +245,7 @@ install_all() {
     while read -r sum source path; do
         new="$new$NEWLINE$sum  $path"
         if ! is_ours "$path" "$sum"; then
-            say "kept $file, which is not as installed; see ${file##*/}.new"
+            say "kept $file, which has changed; the new version is ${file##*/}.new"
             path=$path.new
             new="$new$NEWLINE$sum  $path"
         fi
@@ -259,17 +257,17 @@ END
     [ -n "$stage" ] || ! selinuxenabled 2>/dev/null || restorecon -R -- "$hooks"
     tell_libvirt
     say "virt-hooks is installed in $hooks for: $drivers"
-    [ "$hooks" = "$stage$HOOKS" ] || say 'To upgrade or uninstall it, repeat --hooks-dir.'
-    [ -n "$stage" ] || say "Next: write into a guest's metadata what it needs, as 'man 5 virt-hooks'
-says; then run 'virt-hooks check'."
+    [ "$hooks" = "$stage$HOOKS" ] || say 'To upgrade or uninstall it, give --hooks-dir again.'
+    [ -n "$stage" ] || say "Next: give a guest the elements that it needs ('man 5 virt-hooks');
+then run 'virt-hooks check'."
 }
 
 uninstall() {
     [ -n "$recorded" ] || say "nothing is installed in $hooks; if it is elsewhere, use --hooks-dir"
-    for driver in $drivers; do # which would go on running what is left
+    for driver in $drivers; do # a changed dispatcher would go on running the scripts that stay
         ! contains "$recorded$NEWLINE" "  $driver$NEWLINE" || is_ours "$driver" '' ||
-            fail "$hooks/$driver is not as installed; nothing was changed. Move it away, uninstall,\
- and put it back if you need it"
+            fail "$hooks/$driver has changed since install.sh installed it; nothing was changed.\
+ Move it away, uninstall, and put it back if you need it"
     done
     changing=yes
     for driver in $drivers; do
@@ -277,17 +275,17 @@ uninstall() {
             sed "s,.*/\(.*\)\.xml$,\1 ($driver) is running: nothing archives or cleans up after it,"
         remove "$driver"
     done
-    tell_libvirt # at once: until then it starts no guest
+    tell_libvirt # at once: until then libvirt starts no guest
     others=$(of_other_drivers)
     [ -n "$others$stage" ] || rm -f -- "$TOLD"
     [ -z "$others" ] || others="$others$NEWLINE$(say "$recorded" | grep '  /')"
     remove_all_but "$others"
     for driver in $drivers; do
-        find "$hooks/$driver"_*.d ! -type d -printf 'left %p, which nothing runs now\n' || true
+        find "$hooks/$driver"_*.d ! -type d -printf 'left %p; nothing runs it now\n' || true
     done 2>/dev/null
 }
 
-# Before anything is changed: what libvirt runs now is not ours to replace.
+# Fail, before anything has changed, if we would replace another hook.
 refuse_foreign() {
     say "$wanted" | while read -r sum _source path; do
         directory=$hooks/${path%/*}
@@ -301,7 +299,7 @@ refuse_foreign() {
     done
 }
 
-# Say how a hook goes on working, with all that it may read beside itself.
+# Fail, and say how to keep another hook in use, with all files that it may read beside itself.
 refuse_hook() {
     phases='prepare_begin start_begin started_begin stopped_end release_end'
     [ "$1" != network ] || phases='start_begin started_begin updated_begin stopped_end'
@@ -312,8 +310,8 @@ refuse_hook() {
     tree=$(find -L "$hooks/$1.d" -mindepth 4 -maxdepth 4 ! -type d -printf '%P\n' 2>/dev/null |
         sed "s,^\([^/]*\)/\([^/]*\)/\([^/]*\)/\(.*\),    mkdir -p '$1_\2_\3_-.d/\1'\n\
     cp -p '$1.d/&' '$1_\2_\3_-.d/\1/50-\4',")
-    fail "$hooks/$1 is not the dispatcher as we install it; nothing was changed. If you do not need
-it, move it away. To keep it in use, with what lies beside it, run this and install.sh again:
+    fail "$hooks/$1 is another hook or a changed dispatcher; nothing was changed. If you do not need
+it, move it away. To keep using it and the files beside it, run this, and then install.sh again:
     cd $hooks
     mkdir -p old
     mv $1 ${beside}old/
@@ -322,7 +320,7 @@ it, move it away. To keep it in use, with what lies beside it, run this and inst
         printf '#!/bin/sh\\nexec $hooks/old/$1 \"\$@\"\\n' >$1_\${phase}_-.d/50-old
         chmod 755 $1_\${phase}_-.d/50-old
     done
-Add the other phases that it serves, such as migrate_begin. libvirt itself runs the programs that
+If it serves other phases, such as migrate_begin, add them. libvirt itself runs the programs that
 lie directly in $1.d: move these back.${tree:+ Or remove the hook, and make scripts of its tree:
 $tree}"
 }
@@ -332,8 +330,8 @@ is_recorded() {
     contains "$NEWLINE$recorded$NEWLINE" "$NEWLINE$1  $2$NEWLINE"
 }
 
-# Whether a path is ours to write: nothing is there, or what we want there or have put there. Set
-# $file to where it really is, and $there to its fingerprint.
+# Whether we may write to a path: nothing is there, or our old or new file is. Set $file to the path
+# with its directory, and $there to its fingerprint.
 is_ours() {
     case $1 in
         /*) file=$stage$1 ;;
@@ -344,7 +342,7 @@ is_ours() {
     [ -z "$there" ] || [ "$there" = "$2" ] || is_recorded "$there" "$1"
 }
 
-# What is recorded for the drivers that we are not called for; the command is no driver's.
+# Print the entries of all drivers that the options do not name; the command belongs to no driver.
 of_other_drivers() {
     say "$recorded" | while read -r sum path; do
         contains " $drivers  " " ${path%%[_./]*} " || say "$sum  $path"
@@ -362,13 +360,13 @@ write_record() {
 
 # Put a source, which had this fingerprint, at a path: put SUM SOURCE PATH.
 put() {
-    is_ours "$3" "$1" || { say "kept $file, which is not as installed, either" && return; }
+    is_ours "$3" "$1" || { say "kept $file, which has changed, too" && return; }
     is_recorded "$1" "$3" || write_record "$recorded$NEWLINE$1  $3"
-    rm -f -- "$temporary" # of a run that was killed
+    rm -f -- "$temporary" # a run that was killed may have left it
     [ "$there" != "$1" ] || return 0
     mode=0755
-    case $2:$(stat -c %A -- "$file" 2>/dev/null) in # "test -x" fails where mounted noexec
-        command/*.*:* | *:-??-??-??-) mode=0644 ;; # no program, or switched off
+    case $2:$(stat -c %A -- "$file" 2>/dev/null) in # "test -x" fails on a noexec mount
+        command/*.*:* | *:-??-??-??-) mode=0644 ;; # not a program, or switched off
     esac
     mkdir -p -- "${file%/*}"
     case $2 in
@@ -385,7 +383,7 @@ put() {
     say "installed $file"
 }
 
-# Make these lines the record; first remove what else it has, a deletion before its archive.
+# Remove the other files of the record, a deletion before its archive, and record only these lines.
 remove_all_but() {
     backwards=$(say "$recorded" | sort -r -k 2)
     say "$backwards" | while read -r _sum path; do
@@ -395,10 +393,10 @@ remove_all_but() {
     [ -n "$1" ] || rm -f -- "$hooks/$TEMPORARY" "$hooks/$RECORD"
 }
 
-# Remove what is as we have recorded it, and its directory, if that is ours and empty then.
+# Remove a file if it matches its entry, and its directory if that is ours and then empty.
 remove() {
     if ! is_ours "$1" ''; then
-        say "left $file, which is not as installed"
+        say "left $file, which has changed"
     elif [ -n "$there" ]; then
         rm -f -- "$file"
         sync -- "${file%/*}"
@@ -417,7 +415,7 @@ tell_libvirt() {
     [ -z "$stage" ] && [ -n "$reload" ] || return 0
     for daemon in $DAEMONS; do
         pid=$(cat "/run/$daemon.pid" 2>/dev/null) || continue
-        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$daemon" ] || continue # a later process
+        [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$daemon" ] || continue # another process by now
         kill -HUP "$pid"
         say "told $daemon to look for hooks"
     done

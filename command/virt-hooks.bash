@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Completes what virt-hooks(8) takes, by its own help and by virsh's guests.
+# Completes the arguments of virt-hooks(8), from its own help and virsh's list of guests.
 
 _virt_hooks() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}

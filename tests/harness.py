@@ -32,20 +32,13 @@ def install_dispatcher(path):
     shutil.copy(CHECKOUT / "hooks/lxc", path)
 
 
-def domain(elements, guest="web"):
-    """A guest's XML with these elements in its <hooks>."""
-    return (
-        f"<domain type='lxc'><name>{guest}</name><metadata>"
-        f'<hooks xmlns="{NAMESPACE}">{elements}</hooks>'
-        "</metadata><devices/></domain>"
-    )
-
-
 class TestCase(unittest.TestCase):
     """A test with an empty directory of its own, self.directory, which is removed afterwards.
 
     What is mounted below it is unmounted then; the mounts are in the tests' own namespace.
     """
+
+    SCRIPT = ""  # the script that it tests, if it tests one
 
     def setUp(self):
         # directly in /srv, a tmpfs of ours: no part of the path is a link, whatever TMPDIR says
@@ -74,32 +67,25 @@ class TestCase(unittest.TestCase):
         path.chmod(mode)
         return path
 
-    def run_script(self, name, elements, *arguments, dry_run=False, **options):
-        """Run a script of the checkout on a guest's elements, or on a whole XML text.
-
-        arguments: as libvirt gives them, by default "web" and the script's own phase.
-        """
-        whole = elements.startswith(("<domain", "<network", "<hookData"))
-        xml = elements if whole else domain(elements)
-        if not arguments:
-            arguments = ("web", *SCRIPTS[name].removesuffix(".d").split("_")[1:])
-        environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
-        if dry_run:
-            environment["VIRT_HOOKS_DRY_RUN"] = "1"
-        return run([script(name), *arguments], input=xml, env=environment, **options)
-
     def assert_succeeds(self, result):
         self.assertEqual((result.returncode, result.stderr), (0, ""))
 
-    def assert_one_line_error(self, result, *parts):
-        """A run failed with status 1, and what it says of that on stderr has these parts in it.
+    def assert_error(self, result, *values, name="", guest="web", programs_said=False):
+        """A run failed, and its last line says what failed: script, guest, element and values.
 
-        It is one line, after what a program that failed has said itself.
+        Before it there is what the program said that failed, if one did (None: it does not matter).
         """
+        name = name or self.SCRIPT
         self.assertEqual(result.returncode, 1, result.stderr)
+        *said, line, end = ["", *result.stderr.split("\n")]
+        self.assertEqual(end, "", result.stderr)
+        self.assertIn(programs_said, (None, bool(said[1:])), result.stderr)
         self.assertNotIn("Traceback", result.stderr)
-        for part in parts:
-            self.assertIn(part, result.stderr)
+        self.assertIn(name, line)
+        rest = line.replace(name, "", 1)
+        element = name.partition("-")[2] if name in SCRIPTS else ""  # an example's may differ
+        for part in (guest, element, *values):
+            self.assertIn(str(part), rest)
 
 
 def run(command, **options):

@@ -72,7 +72,10 @@ class Common(ScriptCase):
                 self.assertIn(f"<{element(name)}", text)
                 self.assertIn(SCRIPTS[name].split("_")[1], text)  # its phase
 
-    def test_every_script_has_tests_and_is_in_the_documents(self):
+    def test_every_script_is_installed_has_tests_and_is_in_the_documents(self):
+        installed = (CHECKOUT / "install.sh").read_text()
+        for path in (*(f"{directory}/{name}" for name, directory in SCRIPTS.items()), *LINKS):
+            self.assertIn(f"{path.removeprefix('lxc')}\n", installed, "install.sh")
         for name in SCRIPTS:
             with self.subTest(name):
                 self.assertIn(f"<{element(name)}", case_of(name).EXAMPLE)

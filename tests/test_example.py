@@ -5,13 +5,14 @@ import unittest
 from pathlib import Path
 from xml.etree import ElementTree
 
-from harness import CHECKOUT, NAMESPACE, TestCase, mount_points
+from harness import CHECKOUT, NAMESPACE, mount_points
 from libvirt import HOOKS, install, root_directory, start_libvirtd, virsh, wait_until
+from scripts import ScriptCase
 
 EXAMPLE = CHECKOUT / "examples/web.xml"
 
 
-class Example(TestCase):
+class Example(ScriptCase):
     def test_it_is_well_formed_and_uses_all_five_elements(self):
         hooks = ElementTree.parse(EXAMPLE).find(f"metadata/{{{NAMESPACE}}}hooks")
         names = [element.tag.rpartition("}")[2] for element in hooks]
@@ -23,9 +24,9 @@ class Example(TestCase):
             self.addCleanup(shutil.rmtree, Path(path).parent)
         for name in ("10-mkdirs", "20-ramdisk", "30-preload", "10-archive", "30-post-rm-rf"):
             with self.subTest(script=name):
-                # a comment before <domain> is no way for run_script to know it
+                # a comment before <domain> is no way for call() to know it
                 xml = EXAMPLE.read_text().partition("-->\n")[2]
-                result = self.run_script(name, xml, dry_run=True)
+                result = self.call(xml, name=name, dry_run=True)
                 self.assert_succeeds(result)
                 self.assertIn("/srv/", result.stdout)
 

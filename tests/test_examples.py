@@ -5,6 +5,7 @@ here: a program of the tests keeps its units, and tests/vm has the real one. Tho
 the tests' own, too, since a machine may have none.
 """
 
+import fcntl
 import os
 import re
 import shlex
@@ -15,7 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-from harness import CHECKOUT, TestCase, domain, install_dispatcher, run
+from harness import CHECKOUT, TestCase, install_dispatcher, run
+from scripts import guest_xml, uuid_of
 
 EXAMPLES = sorted((CHECKOUT / "examples").glob("[0-9]*"))
 INDEX = (CHECKOUT / "examples/README.md").read_text()
@@ -34,7 +36,7 @@ ELEMENTS = """
     <need-mount><dir>/srv</dir></need-mount><stop-unit>one.service</stop-unit><no-sleep/>
     <cpu-governor/><forward-port port="8080" to="10.77.0.5:80"/>
     <mail-crash>a@example.org</mail-crash><tune-interface>isolated on</tune-interface>"""
-HUGEPAGES = "<memoryBacking><hugepages/></memoryBacking>"
+HUGEPAGES = "<memory unit='KiB'>5000</memory><memoryBacking><hugepages/></memoryBacking>"
 PINNED = "<cputune><vcpupin vcpu='0' cpuset='0'/></cputune>"
 
 # systemctl(1): a unit is a file that holds its state, a property of a slice is a file, too.
@@ -66,10 +68,11 @@ else:
 """
 
 
-def guest_xml(name="web", elements="", more="", memory="<memory unit='KiB'>5000</memory>"):
-    """The XML of a guest, whose UUID is its name, with more beside its metadata."""
-    xml = domain(elements, name).replace("<metadata>", f"<uuid>{name}</uuid>{memory}<metadata>")
-    return xml.replace("</metadata>", f"</metadata>{more}")
+def hold_the_pools(test):
+    """Wait until no other module's test uses the pools of hugepages, which are the machine's."""
+    script = open(CHECKOUT / "examples/20-hugepages")
+    test.addCleanup(script.close)
+    fcntl.flock(script, fcntl.LOCK_EX)
 
 
 def phases_of(name):
@@ -199,7 +202,7 @@ class Every(ExamplesTestCase):
         self.use_cpufreq("powersave")
         self.use_units(one_service="active")
         install_dispatcher(self.directory / "lxc")
-        file = self.write("web.xml", guest_xml("web", ELEMENTS, HUGEPAGES + PINNED))
+        file = self.write("web.xml", guest_xml(ELEMENTS, more=HUGEPAGES + PINNED))
         for path in EXAMPLES:
             for phase in phases_of(path.name):
                 phase = "_".join([*phase.split()[:2], "-"])  # libvirt may give no reason
@@ -216,7 +219,7 @@ class Every(ExamplesTestCase):
             foreign = f'<x:{name} xmlns:x="urn:other">{name}</x:{name}>'
             for phase in phases_of(path.name):
                 with self.subTest(path.name, phase=phase):
-                    self.assert_works(phase, guest_xml("web", foreign), name=path.name)
+                    self.assert_works(phase, guest_xml(foreign), name=path.name)
                     self.assertEqual(self.states(), [])
 
     def test_it_may_meet_the_end_without_the_beginning_and_twice(self):
@@ -227,7 +230,7 @@ class Every(ExamplesTestCase):
         for path in EXAMPLES:
             for phase in list(phases_of(path.name))[1:] * 2:
                 if path.name not in ("30-free-gpu", "40-no-sleep"):  # see NoSleep, and tests/vm
-                    xml = guest_xml("web", ELEMENTS, HUGEPAGES + PINNED)
+                    xml = guest_xml(ELEMENTS, more=HUGEPAGES + PINNED)
                     self.assert_works(phase, xml, name=path.name)
         self.assertEqual(self.states(), [])
         self.assertEqual(run(["nft", "list", "ruleset"]).stdout, rules)
@@ -235,7 +238,7 @@ class Every(ExamplesTestCase):
         self.assertEqual(self.unit("one.service"), "inactive")
 
     def test_a_users_own_guest_starts_as_before_where_only_libvirts_elements_ask(self):
-        xml = guest_xml("web", "", HUGEPAGES + PINNED)
+        xml = guest_xml("", more=HUGEPAGES + PINNED)
         for name in ("20-hugepages", "20-isolate-cpus"):
             as_user = ["setpriv", "--reuid=1234", "--regid=1234", "--clear-groups"]
             for operation in ("prepare", "release"):
@@ -247,7 +250,7 @@ class Every(ExamplesTestCase):
                 result = self.call("prepare", "<domain", name=path.name)
                 self.assertEqual(result.returncode, 1)
                 self.assertEqual(len(result.stderr.splitlines()), 1, result.stderr)
-                self.assert_one_line_error(result, path.name, "web")
+                self.assert_error(result, name=path.name)
 
 
 class NeedMount(ExamplesTestCase):
@@ -257,21 +260,21 @@ class NeedMount(ExamplesTestCase):
     def test_a_guest_starts_only_while_its_storage_is_mounted(self):
         place = self.directory / "nfs share"
         place.mkdir()
-        xml = guest_xml("web", self.ELEMENTS.format(place))
+        xml = guest_xml(self.ELEMENTS.format(place))
         for dry_run in (False, True):
             result = self.call("prepare", xml, dry_run=dry_run)
-            self.assert_one_line_error(result, self.SCRIPT, "web", "need-mount", str(place))
+            self.assert_error(result, "need-mount", str(place))
         run(["mount", "-t", "tmpfs", "tests", place], check=True)
         self.assert_works("prepare", xml)
 
     def test_what_is_no_directory_is_an_error(self):
         for element in ("/srv/nfs", "", "<directory>/srv</directory>", "<dir/>"):
-            result = self.call("prepare", guest_xml("web", f"<need-mount>{element}</need-mount>"))
-            self.assert_one_line_error(result, self.SCRIPT, "web", "need-mount")
+            result = self.call("prepare", guest_xml(f"<need-mount>{element}</need-mount>"))
+            self.assert_error(result, "need-mount")
 
     def test_it_does_not_start_where_xmllint_is_missing(self):
         self.without("xmllint", "cat", "mountpoint", "seq", "sh")
-        result = self.call("prepare", guest_xml("web", self.ELEMENTS.format("/srv")))
+        result = self.call("prepare", guest_xml(self.ELEMENTS.format("/srv")))
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("xmllint", result.stderr)
 
@@ -284,7 +287,7 @@ class StopUnit(ExamplesTestCase):
         self.use_units(one="active", two="active", off="inactive")
 
     def xml(self, *units, guest="web"):
-        return guest_xml(guest, "".join(f"<stop-unit> {unit} </stop-unit>" for unit in units))
+        return guest_xml("".join(f"<stop-unit> {unit} </stop-unit>" for unit in units), guest)
 
     def assert_states(self, *states):
         self.assertEqual([self.unit(name) for name in ("one", "two", "off")], list(states))
@@ -322,7 +325,7 @@ class StopUnit(ExamplesTestCase):
     def test_a_unit_that_does_not_exist_keeps_the_guest_from_starting(self):
         for unit in ("nosuch", ""):
             result = self.call("prepare", self.xml("one", unit))
-            self.assert_one_line_error(result, self.SCRIPT, "web", unit)
+            self.assert_error(result, unit, programs_said=True)
             self.assert_works("release", self.xml("one", unit))
             self.assert_states("active", "active", "inactive")
 
@@ -353,7 +356,7 @@ class CpuGovernor(ExamplesTestCase):
         self.use_cpufreq("powersave", "schedutil")
 
     def xml(self, governor="", guest="web"):
-        return guest_xml(guest, f"<cpu-governor>{governor}</cpu-governor>")
+        return guest_xml(f"<cpu-governor>{governor}</cpu-governor>", guest)
 
     def assert_governors(self, *governors):
         files = sorted(CPUFREQ.glob("*/scaling_governor"))
@@ -381,7 +384,7 @@ class CpuGovernor(ExamplesTestCase):
 
     def test_a_governor_that_the_host_does_not_have_is_refused(self):
         result = self.call("prepare", self.xml("perfomance"))
-        self.assert_one_line_error(result, self.SCRIPT, "web", "cpu-governor", "perfomance")
+        self.assert_error(result, "cpu-governor", "perfomance")
         self.assert_governors("powersave", "schedutil")
         self.assert_works("release", self.xml("perfomance"))
 
@@ -389,7 +392,7 @@ class CpuGovernor(ExamplesTestCase):
         for policy in CPUFREQ.iterdir():
             shutil.rmtree(policy)
         result = self.call("prepare", self.xml())
-        self.assert_one_line_error(result, self.SCRIPT, "web", "cpu-governor", "performance")
+        self.assert_error(result, "cpu-governor", "performance")
 
     def test_a_dry_run_says_what_it_would_do(self):
         self.assert_dry_run("prepare", self.xml(), "performance")
@@ -414,6 +417,7 @@ class Hugepages(ExamplesTestCase):
 
     def setUp(self):
         super().setUp()
+        hold_the_pools(self)
         self.pools = {}  # {size in KiB: (its pool, what it has)}
         for pool in Path("/sys/kernel/mm/hugepages").glob("*/nr_hugepages"):
             size = int(pool.parent.name[10:-2])
@@ -432,7 +436,7 @@ class Hugepages(ExamplesTestCase):
 
     def xml(self, guest="web", page="", more="", memory="<memory unit='KiB'>5000</memory>"):
         backing = f"<memoryBacking><hugepages>{page}</hugepages></memoryBacking>"
-        return guest_xml(guest, "", backing + more, memory)
+        return guest_xml("", guest, more=memory + backing + more)
 
     def assert_more(self, more, size=2048):
         """A pool has so many pages more than at first, and the others have as many."""
@@ -490,7 +494,7 @@ class Hugepages(ExamplesTestCase):
         ):
             with self.subTest(value):
                 result = self.call("prepare", xml)
-                self.assert_one_line_error(result, self.SCRIPT, "web", value)
+                self.assert_error(result, value)
                 self.assert_more(0)
                 self.assert_works("release", xml)
 
@@ -510,7 +514,7 @@ class Hugepages(ExamplesTestCase):
         self.need_room(0, 1 << 20)
         memory, page = "<memory unit='TiB'>64</memory>", "<page size='1' unit='GiB'/>"
         result = self.call("prepare", self.xml(page=page, memory=memory))
-        self.assert_one_line_error(result, self.SCRIPT, "web", "hugepages", "65536")
+        self.assert_error(result, "hugepages", "65536")
         self.assert_more(0)
         self.assert_works("release", self.xml(page=page, memory=memory))
         self.assertEqual(self.states(), [])
@@ -551,7 +555,7 @@ class IsolateCpus(ExamplesTestCase):
         """pins: such as vcpupin="2-3"; several with ";" between them."""
         lists = [(tag, part) for tag, text in pins.items() for part in text.split(";")]
         pinned = "".join(f"<{tag} cpuset='{part}'/>" for tag, part in lists)
-        return guest_xml(guest, "", f"<cputune><shares>9</shares>{pinned}</cputune>")
+        return guest_xml("", guest, more=f"<cputune><shares>9</shares>{pinned}</cputune>")
 
     def assert_cpus(self, *cpus):
         cpus = cpus if len(cpus) == 3 else cpus * 3
@@ -590,7 +594,7 @@ class IsolateCpus(ExamplesTestCase):
         self.assert_works("prepare", self.xml("db", vcpupin="4-7"))
         for pins in ({"vcpupin": "0-3"}, {"vcpupin": "0;1;2;3", "emulatorpin": "4"}):
             result = self.call("prepare", self.xml(**pins))
-            self.assert_one_line_error(result, self.SCRIPT, "web", "vcpupin")
+            self.assert_error(result, "vcpupin")
             self.assert_cpus("0,1,2,3")
             self.assert_works("release", self.xml(**pins))
         self.assert_works("prepare", self.xml(vcpupin="2-3", emulatorpin="0-1", iothreadpin="1"))
@@ -630,7 +634,7 @@ class ForwardPortTestCase(ExamplesTestCase):
 
     def xml(self, *ports, guest="web"):
         """ports: attributes, such as port="8080" to="10.77.0.5:80"."""
-        return guest_xml(guest, "".join(f"<forward-port {port}/>" for port in ports))
+        return guest_xml("".join(f"<forward-port {port}/>" for port in ports), guest)
 
     def ruleset(self):
         return run(["nft", "list", "ruleset"]).stdout
@@ -665,7 +669,7 @@ class ForwardPort(ForwardPortTestCase):
             for dry_run in (False, True):
                 with self.subTest(port):
                     result = self.call("start", self.xml(port), dry_run=dry_run)
-                    self.assert_one_line_error(result, self.SCRIPT, "web", "forward-port", value)
+                    self.assert_error(result, "forward-port", value, programs_said=None)
                     self.assertEqual(self.ruleset(), before)
             self.assert_works("stopped", self.xml(port))
 
@@ -676,7 +680,7 @@ class ForwardPort(ForwardPortTestCase):
         self.assertEqual(self.ruleset(), before)
         self.assert_works("start", xml)
         before = self.ruleset()
-        self.assert_dry_run("stopped", xml, "forward-port-web")
+        self.assert_dry_run("stopped", xml, f"forward-port-{uuid_of('web')}")
         self.assertEqual(self.ruleset(), before)
 
 
@@ -795,6 +799,8 @@ class NoSleep(ExamplesTestCase):
     """There is no systemd here: what stands for it keeps a process for each unit."""
 
     SCRIPT = "40-no-sleep"
+    UNIT = f"no-sleep-{uuid_of('vm one')}.service"
+    XML = guest_xml("<no-sleep/>", "vm one")
 
     def setUp(self):
         super().setUp()
@@ -820,9 +826,9 @@ class NoSleep(ExamplesTestCase):
     def test_sleep_is_inhibited_from_started_to_stopped(self):
         for _life in range(2):
             for _again in range(2):
-                self.assert_works("started", self.xml("vm one"), "vm one")
+                self.assert_works("started", self.XML, "vm one")
                 (unit,) = self.units.iterdir()
-                self.assertEqual(unit.name, "no-sleep-1234.service")
+                self.assertEqual(unit.name, self.UNIT)
                 process = Path(f"/proc/{unit.read_text().strip()}")
                 said = self.directory / "said"
                 while not said.exists():
@@ -831,22 +837,19 @@ class NoSleep(ExamplesTestCase):
                 self.assertIn("guest vm one is running", said.read_text())
                 self.assertTrue(process.exists())
             for _twice in range(2):
-                self.assert_works("stopped", self.xml("vm one"), "vm one")
+                self.assert_works("stopped", self.XML, "vm one")
                 self.assertEqual(list(self.units.iterdir()), [])
 
     def test_a_dry_run_does_nothing(self):
-        self.assert_dry_run("started", self.xml("vm one"), "start no-sleep-1234.service")
-        self.assert_dry_run("stopped", self.xml("vm one"), "stop no-sleep-1234.service")
+        self.assert_dry_run("started", self.XML, f"start {self.UNIT}")
+        self.assert_dry_run("stopped", self.XML, f"stop {self.UNIT}")
         self.assertEqual(list(self.units.iterdir()), [])
-
-    def xml(self, guest):
-        return guest_xml("1234", "<no-sleep/>").replace("<name>1234", f"<name>{guest}")
 
 
 class MailCrash(ExamplesTestCase):
     SCRIPT = "50-mail-crash"
     XML = guest_xml(
-        "web", "<mail-crash>a@example.org</mail-crash><mail-crash> b@example.org </mail-crash>"
+        "<mail-crash>a@example.org</mail-crash><mail-crash> b@example.org </mail-crash>"
     )
 
     def test_a_mail_goes_to_each_address(self):
@@ -863,7 +866,7 @@ class MailCrash(ExamplesTestCase):
     def test_a_mail_that_cannot_be_sent_is_an_error(self):
         self.program("sendmail", "cat >/dev/null; exit 75")
         result = self.call("release end crashed", self.XML)
-        self.assert_one_line_error(result, self.SCRIPT, "web", "mail-crash", "a@example.org")
+        self.assert_error(result, "mail-crash", "a@example.org")
 
     def test_it_says_so_where_xmllint_is_missing(self):
         self.without("xmllint", "cat", "seq", "sh", "uname")
@@ -891,7 +894,7 @@ class TuneInterface(ExamplesTestCase):
 
     def xml(self, options, *devices):
         interfaces = "".join(f"<interface><target dev='{name}'/></interface>" for name in devices)
-        xml = guest_xml("web", f"<tune-interface>{options}</tune-interface>")
+        xml = guest_xml(f"<tune-interface>{options}</tune-interface>")
         return xml.replace("<devices/>", f"<devices>{interfaces}</devices>")
 
     def isolated(self, device):
@@ -918,11 +921,11 @@ class TuneInterface(ExamplesTestCase):
         ):
             with self.subTest(options, device=device):
                 result = self.call("started", self.xml(options, device))
-                self.assert_one_line_error(result, self.SCRIPT, "web", "tune-interface", options)
+                self.assert_error(result, "tune-interface", options, programs_said=bool(options))
 
     def test_where_the_xml_names_no_interface_that_is_an_error_but_for_a_dry_run(self):
         xml = self.xml("isolated on")
-        self.assert_one_line_error(self.call("started", xml), self.SCRIPT, "web", "target dev")
+        self.assert_error(self.call("started", xml), "target dev")
         self.assert_dry_run("started", xml, "isolated on")
 
 
@@ -956,7 +959,7 @@ class Index(ExamplesTestCase):
         """What the scripts of a phase have logged, run by the dispatcher."""
         self.log.write_text("")
         command = [HOOKS / "qemu", guest, *phase.split()]
-        self.assert_succeeds(run(command, input=domain("", guest)))
+        self.assert_succeeds(run(command, input=guest_xml("", guest)))
         return [line.split(" <")[0] for line in self.log.read_text().splitlines()]
 
     def test_three_commands_put_a_script_in_place(self):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import test_examples
-from harness import CHECKOUT, TestCase, run
+from harness import CHECKOUT, TestCase, run, script
 from libvirt import (
     HOOKS,
     NETWORK,
@@ -18,7 +18,7 @@ from libvirt import (
     virsh,
     wait_until,
 )
-from scripts import uuid_of
+from scripts import guest_xml
 
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 DEFINITION = """
@@ -45,6 +45,7 @@ LAN = """
 class Qemu(TestCase):
     def setUp(self):
         super().setUp()
+        test_examples.hold_the_pools(self)
         self.before = int(POOL.read_text())
         POOL.write_text(f"{self.before + 16}")
         room = int(POOL.read_text()) == self.before + 16
@@ -146,8 +147,7 @@ class Lan(test_examples.RoutedTestCase):
         self.assertEqual(self.asks("client", "10.88.0.1"), "guest sees 10.88.0.5")
         self.assertEqual(self.asks("guest", "10.88.0.5"), "client sees 10.77.0.5")
         (policy,) = re.findall(r"^```xml\n(.*?)^```$", test_examples.INDEX, re.M | re.S)
-        xml = test_examples.guest_xml("web", policy).replace("<uuid>web", f"<uuid>{uuid_of('web')}")
-        self.assert_succeeds(self.run_script("20-network-policy", xml))
+        self.assert_works("start", guest_xml(policy), name=script("20-network-policy"))
         self.assertEqual(self.asks("guest", "10.88.0.5"), "client sees 10.88.0.1")
         self.assertEqual(self.asks("client", "10.88.0.1"), "guest sees 10.88.0.5")
         self.assertEqual(self.asks("", "10.88.0.1"), "guest sees 10.88.0.1")

@@ -14,8 +14,9 @@ import time
 import unittest
 from pathlib import Path
 
-from harness import CHECKOUT, Syslog, TestCase, domain, mount_points, run, snapshot
+from harness import CHECKOUT, Syslog, TestCase, mount_points, run, snapshot
 from libvirt import HOOKS, wait_until
+from scripts import guest_xml
 
 DRIVERS = ("daemon", "qemu", "lxc", "libxl", "bhyve", "network")
 PREPARE, RELEASE = "lxc_prepare_begin_-.d", "lxc_release_end_-.d"
@@ -149,7 +150,7 @@ class Installing(InstallTestCase):
         for phase in (("prepare", "begin", "-"), ("release", "end", "shutdown")):
             made = f"<dir>{self.directory}/made</dir>"
             elements = f"<mkdirs>{made}</mkdirs><post-rm-rf>{made}</post-rm-rf>"
-            result = run([self.hooks / "lxc", "web", *phase], input=domain(elements))
+            result = run([self.hooks / "lxc", "web", *phase], input=guest_xml(elements))
             self.assert_succeeds(result)
             self.assertEqual((self.directory / "made").exists(), phase[0] == "prepare")
         for next_step in ("virt-hooks check", "man 5 virt-hooks", "metadata"):
@@ -250,10 +251,11 @@ class Installing(InstallTestCase):
         self.assertIn("10-archive: FAILED", run(check, cwd=self.hooks).stdout)
 
     def test_a_source_that_is_missing_stops_it_before_anything_is_changed(self):
-        copy = self.copy_of_checkout()
-        (copy / ARCHIVE).unlink()
-        result = self.assert_refuses("10-archive", source=copy)
-        self.assertEqual(result.stderr.count("\n"), 1)
+        for path in (ARCHIVE, "hooks/lxc", "command/virt-hooks.8"):
+            copy = self.copy_of_checkout(path.replace("/", " "))
+            (copy / path).unlink()
+            result = self.assert_refuses(path.rpartition("/")[2], source=copy)
+            self.assertEqual(result.stderr.count("\n"), 1)
 
 
 class Options(InstallTestCase):
@@ -297,7 +299,7 @@ class Options(InstallTestCase):
         copy = self.copy_of_checkout()
         command = [*NOBODY, copy / "install.sh"]
         for option in ("--no-reload", "--uninstall", "--demo"):
-            self.assert_one_line_error(run([*command, option]), "root")
+            self.assert_error(run([*command, option]), "root", name="install.sh", guest="")
         stage = self.directory / "stage"
         stage.mkdir()
         os.chown(stage, 65534, 65534)
@@ -341,7 +343,8 @@ class Python(InstallTestCase):
                 for options in ([], ["--demo"]):
                     result = self.run_with(file, *options)
                     self.assertEqual(result.stdout, "")
-                    self.assert_one_line_error(result, "/usr/bin/python3", "package python3")
+                    values = ("/usr/bin/python3", "package python3")
+                    self.assert_error(result, *values, name="install.sh", guest="")
                     if case not in ("missing", "broken"):
                         self.assertIn(case, result.stderr)
                 self.assertEqual(snapshot(self.directory), before)
@@ -690,7 +693,7 @@ class Uninstalling(InstallTestCase):
         status.mkdir(parents=True)
         self.addCleanup(shutil.rmtree, status.parent)
         self.addCleanup(shutil.rmtree, HOOKS)
-        (status / "web one.xml").write_text(f"<domstatus>{domain('')}</domstatus>")
+        (status / "web one.xml").write_text(f"<domstatus>{guest_xml('')}</domstatus>")
         (status / "plain.xml").write_text("<domstatus><domain/></domstatus>")
         command = [CHECKOUT / "install.sh", "--no-reload", "--prefix", self.prefix]
         self.assert_succeeds(run([*command, "--driver", "lxc", "--driver", "qemu"]))
@@ -752,8 +755,7 @@ class InterruptedTestCase(InstallTestCase):
         copy = self.copy_of_checkout(name)
         text = (copy / "install.sh").read_text()
         for script in ("20-ramdisk", "30-preload", "10-routing-table", "20-network-policy"):
-            for directory in copy.glob("*.d"):
-                (directory / script).unlink(missing_ok=True)
+            text = re.sub(f"(?m)^(lxc_|#link:).*{script}\n", "", text)
         text = re.sub(r"(?m)^command/virt-hooks[.].*\n", "", text)
         (copy / "install.sh").write_text(text)
         return copy
@@ -1004,22 +1006,23 @@ class Demo(InstallTestCase):
     def test_it_shows_each_phase_with_its_scripts_and_the_files(self):
         result = self.demo()
         self.assert_succeeds(result)
-        sections = re.split(r"(?m)^== ", result.stdout)[1:]
+        sections = re.split(r"(?m)^(?=\S)", result.stdout)[1:]
         expected = (
-            ("Before", "golden", "rootfs"),
-            ("lxc web prepare begin -", "10-mkdirs", "/srv/web/log", "/srv/golden/web"),
-            ("lxc web start begin -", "20-network-policy"),
-            ("lxc web started begin -",),
-            ("During", "www (a ramdisk)", "greetings", "drwxr-x--- root root"),
-            ("lxc web stopped end -",),
-            ("lxc web release end shutdown", "10-archive", "/srv/archive/web/2"),
-            ("After", "archive", "greetings"),
+            ("lxc web prepare begin -", "  10-mkdirs\n    made /srv/web/log\n", "/srv/golden/web"),
+            ("lxc web start begin -", "nothing"),
+            ("lxc web started begin -", "nothing"),
+            ("The guest is running", "www (a ramdisk)", "greetings", "drwxr-x--- root root"),
+            ("lxc web stopped end -", "nothing"),
+            ("lxc web release end shutdown", "  10-archive\n    archived", "/srv/archive/web/2"),
+            ("Its log is archived", "archive", "greetings"),
+            ("All this",),
         )
         self.assertEqual(len(sections), len(expected))
         for section, (head, *words) in zip(sections, expected):
             self.assertTrue(section.startswith(head), section)
             for word in words:
                 self.assertIn(word, section)
+        self.assertLessEqual(len(result.stdout.splitlines()), 45)
         self.assertLessEqual(max(map(len, result.stdout.splitlines())), 80)
 
     def test_it_leaves_nothing_behind_whatever_is_in_the_environment(self):

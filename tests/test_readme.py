@@ -6,8 +6,9 @@ import shutil
 import unittest
 from pathlib import Path
 
-from harness import CHECKOUT, TestCase, domain, run
+from harness import CHECKOUT, run
 from libvirt import HOOKS, start_libvirtd, virsh
+from scripts import ScriptCase, guest_xml
 
 README = (CHECKOUT / "README.md").read_text()
 # We are root: "sudo NAME=VALUE COMMAND" as sudo does it. tests/run has installed the packages.
@@ -35,7 +36,7 @@ def blocks(heading, language="sh"):
     return re.findall(fenced, sections()[heading], re.MULTILINE | re.DOTALL)
 
 
-class Readme(TestCase):
+class Readme(ScriptCase):
     def run_section(self, heading, number=None):
         """Run the commands of a section, or of one block of it; return what they have printed."""
         environment = {**os.environ, "OLDPWD": str(CHECKOUT), "EDITOR": "true"}
@@ -74,10 +75,12 @@ class Readme(TestCase):
         """The example is installed, and keeps a guest from starting."""
 
         def prepare(directory):
-            xml = domain(f"<need-mount><dir>{directory}</dir></need-mount>")
+            xml = guest_xml(f"<need-mount><dir>{directory}</dir></need-mount>")
             return run([HOOKS / "lxc", "web", "prepare", "begin", "-"], input=xml)
 
-        self.assert_one_line_error(prepare(self.directory), "need-mount", str(self.directory))
+        refused = prepare(self.directory)
+        self.assert_error(refused, "05-need-mount", name="virt-hooks", programs_said=True)
+        self.assertIn(f"need-mount/dir '{self.directory}'", refused.stderr)
         self.assert_succeeds(prepare("/srv"))
 
     def test_it_names_every_example(self):
@@ -96,7 +99,7 @@ class Readme(TestCase):
         for phase in ("prepare begin -", "start begin -", "started begin -", "stopped end -",
                       "release end shutdown"):  # fmt: skip
             command = [HOOKS / "qemu", guest, *phase.split()]
-            self.assert_succeeds(run(command, input=domain("", guest)))
+            self.assert_succeeds(run(command, input=guest_xml("", guest)))
 
     def test_a_hook_of_before_goes_on_with_its_name_and_with_the_files_that_it_reads(self):
         for beside in ((), ("hooks.json",), ("hooks.json", "qemu.d")):
@@ -135,7 +138,7 @@ echo "$*" >>{records}
         for name in ("10-mkdirs", "20-ramdisk", "30-preload", "20-network-policy", "10-archive",
                      "30-post-rm-rf"):  # fmt: skip
             with self.subTest(script=name):
-                self.assert_succeeds(self.run_script(name, xml, dry_run=True))
+                self.assert_succeeds(self.call(xml, name=name, dry_run=True))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from harness import CHECKOUT, NAMESPACE, TestCase, domain, install_dispatcher, run
+from harness import CHECKOUT, NAMESPACE, TestCase, install_dispatcher, run
+from scripts import guest_xml, uuid_of
 
 COMMAND = CHECKOUT / "command/virt-hooks"
 PREPARE, START, RELEASE = "lxc_prepare_begin_-.d", "lxc_start_begin_-.d", "lxc_release_end_-.d"
@@ -66,7 +67,7 @@ class VirtHooksTestCase(TestCase):
     def guest(self, elements=None, xml=None, name="web"):
         """Write a guest's XML; return the file's path."""
         elements = LIFE.format(self.directory) if elements is None else elements
-        return self.write(f"{name}.xml", domain(elements, name) if xml is None else xml)
+        return self.write(f"{name}.xml", xml or guest_xml(elements, name, has_uuid=False))
 
 
 class CheckTestCase(VirtHooksTestCase):
@@ -191,12 +192,12 @@ class Sound(CheckTestCase):
         self.assert_sound(*NO_LIBVIRT)
 
     def test_metadata_of_others(self):
-        xml = domain(MKDIRS).replace(
+        xml = guest_xml(MKDIRS).replace(
             "<metadata>",
             '<metadata><x:mkdirs xmlns:x="http://example.org/a b"/><hooks xmlns="urn:other"/>',
         )
         self.assert_sound(self.guest(xml=xml))
-        xml = domain("<mkdirs/>").replace(NAMESPACE, "https://example.org/something-else")
+        xml = guest_xml("<mkdirs/>").replace(NAMESPACE, "https://example.org/something-else")
         self.assert_sound(self.guest(xml=xml))
 
     def test_an_element_of_a_script_that_does_not_say_so(self):
@@ -213,7 +214,8 @@ class Sound(CheckTestCase):
     def test_a_guest_that_has_no_uuid_yet(self):
         elements = "<network-policy><nft>chain a { }</nft></network-policy>"
         self.assert_sound(self.guest(elements))
-        xml = f"<?xml version='1.0'?><!-- a --><domain><name>web</name>{domain(elements)[31:]}"
+        rest = guest_xml(elements, has_uuid=False).partition("</name>")[2]
+        xml = f"<?xml version='1.0'?><!-- a --><domain><name>web</name>{rest}"
         self.assert_sound("--driver", "lxc", self.guest(xml=xml))
 
     def test_nothing_is_done_whatever_it_finds(self):
@@ -234,7 +236,7 @@ class BrokenHook(CheckTestCase):
         self.assert_finds(missing, "install.sh --driver qemu", *NO_LIBVIRT)
 
     def test_a_driver_for_which_nothing_is_installed(self):
-        xml = domain(MKDIRS).replace("type='lxc'", "type='kvm'")
+        xml = guest_xml(MKDIRS).replace("type='lxc'", "type='kvm'")
         self.assert_finds(f"{self.hooks}/qemu", "install.sh --driver qemu", self.guest(xml=xml))
         self.assert_sound(self.guest(xml=xml.replace(MKDIRS, "")))
 
@@ -417,7 +419,6 @@ class BrokenDirectories(CheckTestCase):
             (lambda: script.chmod(0o777), script),
             (lambda: os.chown(script, 1000, 0), script),
             (lambda: phase.chmod(0o777), phase),
-            (lambda: phase.chmod(0o1777), phase),
             (lambda: os.chown(phase, 1000, 0), phase),
             (lambda: own.chmod(0o775), own),
         ):
@@ -821,7 +822,7 @@ class BrokenMetadata(CheckTestCase):
 
     def test_a_namespace_that_is_nearly_ours(self):
         for namespace in ("urn:virt-hooks:2", "urn:virt-hook:1", "urn:virthooks:1", "virt-hooks:1"):
-            xml = domain(MKDIRS).replace(NAMESPACE, namespace)
+            xml = guest_xml(MKDIRS).replace(NAMESPACE, namespace)
             self.assert_finds(f"{namespace}; did you mean {NAMESPACE}", "edit", self.guest(xml=xml))
 
     def test_hooks_in_the_wrong_place(self):
@@ -1045,13 +1046,13 @@ class Asking(CheckTestCase):
         self.assertLessEqual((self.directory / "asked").read_text().count("\n"), 3)
 
     def test_stdin(self):
-        xml = domain("<mkdirs><dir>srv</dir></mkdirs>")
+        xml = guest_xml("<mkdirs><dir>srv</dir></mkdirs>")
         result = self.virt_hooks("check", "-", input=xml)
         self.assertEqual(result.returncode, 1)
         self.assertIn("'srv'", result.stdout)
 
     def test_xml_that_does_not_say_its_driver(self):
-        xml = domain(MKDIRS).replace(" type='lxc'", "")
+        xml = guest_xml(MKDIRS).replace(" type='lxc'", "")
         self.assert_cannot_look("--driver", self.guest(xml=xml))
         self.assert_sound("--driver", "lxc", self.guest(xml=xml))
 
@@ -1060,7 +1061,7 @@ class Asking(CheckTestCase):
         source = CHECKOUT / PREPARE / "10-mkdirs"
         (self.hooks / "network_start_begin_-.d").mkdir()
         shutil.copy(source, self.hooks / "network_start_begin_-.d")
-        xml = domain("<mkdirs><dir>srv</dir></mkdirs>", "net")
+        xml = guest_xml("<mkdirs><dir>srv</dir></mkdirs>", "net")
         xml = xml.replace("<domain type='lxc'", "<network").replace("</domain", "</network")
         for declaration in ("", "<?xml version='1.0'?>\n"):
             result = self.check(self.guest(xml=declaration + xml))
@@ -1123,7 +1124,7 @@ class Asking(CheckTestCase):
         result = self.check(self.guest(f"<mkdirs><dir>{evil}</dir></mkdirs>"))
         self.assertEqual(result.returncode, 1)
         self.assertTrue(all(c.isprintable() for c in result.stdout.replace("\n", "")))
-        xml = domain("").replace(NAMESPACE, "urn:virt-hooks:2&#10;lxc:fine\u009b")
+        xml = guest_xml("").replace(NAMESPACE, "urn:virt-hooks:2&#10;lxc:fine\u009b")
         result = self.check(self.guest(xml=xml))
         self.assertEqual((result.returncode, result.stdout.count("\n")), (1, 2), result.stdout)
 
@@ -1317,8 +1318,7 @@ class Replay(VirtHooksTestCase):
             f'#!/bin/sh\nprintf "%s|" "$@" >{said}\npwd >>{said}\numask >>{said}\n'
             f"tr '\\0' ' ' </proc/$$/environ >>{said}\necho >>{said}\ncat >>{said}\n",
         )
-        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
-        file = self.guest(xml=domain("").replace("<metadata>", f"{uuid}<metadata>"))
+        file = self.guest(xml=guest_xml(""))
         self.assert_succeeds(self.replay(file, "prepare", umask=0o077))
         words, umask, environment, xml = said.read_text().split("\n", 3)
         self.assertEqual(words, "web|prepare|begin|-|/")
@@ -1376,8 +1376,7 @@ class Replay(VirtHooksTestCase):
     def test_filters_print_the_xml_that_libvirt_would_get(self):
         install_dispatcher(self.hooks / "qemu")
         self.script("qemu_restore_begin_-.d/10-filter", "#!/bin/sh\nsed s/lxc/kvm/\n")
-        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
-        xml = domain("").replace("<metadata>", f"{uuid}\n<metadata>")
+        xml = guest_xml("\n")
         result = self.replay("--driver", "qemu", self.guest(xml=xml), "restore")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertIn(xml.replace("lxc", "kvm"), result.stdout.replace("\n    ", "\n"))
@@ -1514,8 +1513,7 @@ class New(VirtHooksTestCase):
 
     def call(self, phase, elements, driver="qemu", dry_run=False):
         """Call the installed hook, as libvirt does, for a guest or a network with a UUID."""
-        uuid = "<uuid>11111111-2222-3333-4444-555555555555</uuid>"
-        xml = domain(elements).replace("<metadata>", f"{uuid}<metadata>")
+        xml = guest_xml(elements)
         if driver == "network":
             xml = f"<hookData>{xml.replace('domain', 'network')}</hookData>"
         environment = {"PATH": os.environ["PATH"], "VIRT_HOOKS_DRY_RUN": "1" if dry_run else "0"}
@@ -1568,7 +1566,7 @@ class New(VirtHooksTestCase):
             ):
                 with self.subTest(language=language, elements=elements):
                     arguments = [path, "web", "started", "begin", "-"]
-                    result = run(arguments, input=domain(elements))
+                    result = run(arguments, input=guest_xml(elements))
                     self.assertEqual(result.returncode, status, result.stderr)
                     self.assertEqual(result.stdout, "".join(f"do it here: {t}\n" for t in said))
                     if status:
@@ -1594,7 +1592,7 @@ class New(VirtHooksTestCase):
                 operations = f"{first.split()[0]},{last.split()[0]}"
                 self.made("--language", language, driver, operations, f"do-{language}")
                 element = f"do-{language}"
-                state = Path(f"/run/virt-hooks/{element}-11111111-2222-3333-4444-555555555555")
+                state = Path(f"/run/virt-hooks/{element}-{uuid_of('web')}")
                 two, broken = f"<{element}>a</{element}><{element}>b</{element}>", f"<{element}/>"
                 with self.subTest(language=language, driver=driver):
                     shutil.rmtree("/run/virt-hooks", ignore_errors=True)
@@ -1641,7 +1639,8 @@ class New(VirtHooksTestCase):
         programs.mkdir()
         for name in ("cat", "seq", "sh"):
             (programs / name).symlink_to(shutil.which(name))
-        result = run(["sh", path, "web"], input=domain("<say>a</say>"), env={"PATH": str(programs)})
+        xml = guest_xml("<say>a</say>")
+        result = run(["sh", path, "web"], input=xml, env={"PATH": str(programs)})
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("xmllint", result.stderr)
 

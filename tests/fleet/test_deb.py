@@ -199,7 +199,7 @@ class OnDebian12(TestCase):
         self.assertIn("virt-hooks ", host.done("virt-hooks", "--version"))
         host.done("apt-get", "-q", "-y", "purge", "virt-hooks")
         self.assertFalse((host.root / "etc/libvirt").exists())
-        self.assertIn("After", host.done("/root/checkout/install.sh", "--demo"))
+        self.assertIn("release end", host.done("/root/checkout/install.sh", "--demo"))
 
     def test_its_own_test_passes(self):
         host = self.host(self.suite)

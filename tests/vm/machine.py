@@ -34,6 +34,7 @@ AGENT = ["-device", "virtio-serial",
 KVM = ["-accel", "kvm", "-cpu", "host"]
 # one thread: Linux patches its code while it runs, and a second one of QEMU 7.2 meets it half-way
 EMULATION = ["-accel", "tcg,thread=single", "-cpu", "max"]
+PATIENCE = 900  # seconds for a boot, or a command: emulated, beside others, each can take minutes
 KVM_BOOTS = 30  # seconds in which systemd runs, if KVM works
 
 sys.path.insert(0, str(HERE.parent))
@@ -95,8 +96,8 @@ class Machine:
 
     def wait_for_boot(self, before=None):
         """Wait until it is up, after the boot of an id, if any."""
-        wait_until(lambda: self.boot_id() not in (None, before), 600)
-        self.done("systemctl start multi-user.target", 300)
+        wait_until(lambda: self.boot_id() not in (None, before), PATIENCE)
+        self.done("systemctl start multi-user.target")
 
     def boot_id(self):
         """An id of the boot; None while nobody answers."""
@@ -142,24 +143,22 @@ class Machine:
             raise ConnectionError(f"{command}: {answer}")
         return answer["return"]
 
-    def run(self, command, seconds=120, given=b""):
+    def run(self, command, seconds=PATIENCE, given=b""):
         """Run a shell command in the machine, with something on stdin, if it is to read that."""
         arguments = {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True}
         arguments["input-data"] = base64.b64encode(given).decode()
         pid = self.ask("guest-exec", **arguments)["pid"]
-        until = time.monotonic() + seconds
-        while True:
-            status = self.ask("guest-exec-status", pid=pid)
-            if status["exited"]:
-                break
-            if time.monotonic() > until:
+        began = time.monotonic()
+        while not (status := self.ask("guest-exec-status", pid=pid))["exited"]:
+            elapsed = time.monotonic() - began
+            if elapsed > seconds:
                 raise TimeoutError(f"not within {seconds} s: {command}")
-            time.sleep(0.1)
+            time.sleep(0.1 + elapsed / 10)  # each question takes the machine's time
         said = [status.get(name, "") for name in ("out-data", "err-data")]
         stdout, stderr = (base64.b64decode(text).decode(errors="replace") for text in said)
         return subprocess.CompletedProcess(command, status.get("exitcode"), stdout, stderr)
 
-    def done(self, command, seconds=120, given=b""):
+    def done(self, command, seconds=PATIENCE, given=b""):
         """Run a shell command, which must succeed; return what it printed."""
         result = self.run(command, seconds, given)
         if result.returncode:

@@ -7,7 +7,7 @@ import unittest
 from pathlib import Path
 
 from libvirt import APPLETS, LXC, QEMU
-from machine import CHECKOUT, Machine, definition, wait_until
+from machine import CHECKOUT, PATIENCE, Machine, definition, wait_until
 
 HOOKS = "/etc/libvirt/hooks"
 PREPARE = f"{HOOKS}/lxc_prepare_begin_-.d"
@@ -110,7 +110,7 @@ def tree(directory):
     """What says whether two directories hold the same files: their names, modes and contents."""
     listing = "find . -type f -printf '%P %m %U %s\\n' | sort | sha256sum"
     contents = "find . -type f -exec sha256sum {} + | sort | sha256sum"
-    return machine.done(f"cd {directory} && {listing} && {contents}", 300)
+    return machine.done(f"cd {directory} && {listing} && {contents}")
 
 
 def denials():
@@ -147,7 +147,7 @@ class TestCase(unittest.TestCase):
             virsh(f"destroy {name}")
             return virsh(f"domstate {name}").stdout.strip() == "shut off"
 
-        wait_until(is_off, 300)
+        wait_until(is_off, PATIENCE)
 
     def remove_guest(self, name):
         self.stop(name)
@@ -227,6 +227,7 @@ class Confined(TestCase):
         install()
 
     def setUp(self):
+        machine.done("systemctl start libvirtd")  # it ends where nobody calls it
         current = machine.done("cat /proc/$(pidof libvirtd)/attr/apparmor/current")
         self.assertEqual(current, "libvirtd (enforce)")
 
@@ -542,14 +543,14 @@ class Interrupted(TestCase):
         self.guest("web", self.elements("web"))
         self.done("start web")
         text = f"for i in range({FILES}): print(i, file=open(f'/srv/web/log/{{i}}', 'w'))"
-        machine.done(f'python3 -c "{text}" && sync', 300)
+        machine.done(f'python3 -c "{text}" && sync')
         left = tree("/srv/web/log")
         machine.done(f"setsid virsh -c {LXC} destroy web >/dev/null 2>&1 &")
         return left
 
     def cut_power(self, program, half_way):
         """Cut the power when a program is half way; what it has done by then is on the disk."""
-        machine.done(f"until {half_way}; do :; done; pkill -STOP -x {program} && sync", 600)
+        machine.done(f"until {half_way}; do :; done; pkill -STOP -x {program} && sync")
         machine.cut_power()
         machine.start()
 
@@ -567,7 +568,7 @@ class Interrupted(TestCase):
             machine.write(f"/srv/{name}/log/line", name)
         machine.reboot()
         for name in ("web", "stubborn"):
-            wait_until(lambda name=name: self.is_running(name), 300)
+            wait_until(lambda name=name: self.is_running(name), PATIENCE)
             self.assertEqual(machine.done(f"cat /srv/archive/{name}/line"), name)
             self.assertEqual(self.count(f"/srv/{name}"), 0)
 
