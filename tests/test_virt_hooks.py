@@ -649,7 +649,7 @@ class NeverRun(CheckTestCase):
     def test_a_guests_own_file_whose_name_is_no_scripts(self):
         names = (
             ("start.sh", "50-start.sh"),
-            ("gpu", "50-gpu"),
+            ("stop", "50-stop"),
             ("10-cpu.py3", "10-cpu-py3"),
             ("10 usb.sh", "10-usb.sh"),
             ("10.net.sh", "10-net.sh"),
@@ -681,6 +681,9 @@ class NeverRun(CheckTestCase):
             ("lxc.d/win12/start.sh", f"{PREPARE}/win12/50-start.sh"),
             ("lxc.d/win12/10-x", f"{PREPARE}/win12/10-x"),
         ))  # fmt: skip
+        install_dispatcher(self.hooks / "qemu")
+        path = self.script("qemu.d/win10/start.sh")
+        self.assert_finds(path, "qemu_prepare_begin_-.d/win10/50-start.sh")
 
     def test_a_directory_of_nearly_a_guests_name(self):
         for guest, names in (
