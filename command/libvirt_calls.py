@@ -60,7 +60,7 @@ def calls_of(path, hooks, depth=3):
     """(file, command) of each call of libvirt in a script, and in scripts of the hooks it runs."""
     text = Path(path).read_text(errors="replace") if os.path.isfile(path) else ""
     if "\0" in text:
-        return  # a program, no script
+        return  # a binary program
     is_python = "python" in text.partition("\n")[0]
     try:
         commands = list(python_commands(text) if is_python else shell_commands(text, path))
