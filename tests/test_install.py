@@ -355,11 +355,13 @@ class Python(InstallTestCase):
 
     def test_it_tries_every_module_that_the_dispatcher_the_scripts_and_the_command_import(self):
         sources = [CHECKOUT / "hooks/lxc", CHECKOUT / "command/virt-hooks"]
-        sources += CHECKOUT.glob("lxc_*.d/*")
+        ours = set(CHECKOUT.glob("command/*.py"))
+        sources += [*CHECKOUT.glob("lxc_*.d/*"), *ours]
         text = "".join(path.read_text() for path in sources)
         found = re.findall(r"(?m)^ *import ([a-z_., ]+)$|^ *from ([a-z_.]+) import ", text)
         modules = {name for names in found for name in "".join(names).split(", ")}
         self.assertGreater(len(modules), 5)
+        modules -= {path.stem for path in ours}
         for module in sorted(modules - {"sys", "posix", "_signal"}):  # which no Python lacks
             with self.subTest(module):
                 result = self.run_with(self.pretend(f"sys.modules['{module}'] = None"))
@@ -494,6 +496,7 @@ class Command(InstallTestCase):
         self.installed("--uninstall", "--driver", "qemu")
         self.assertEqual(self.names(self.prefix), set())
         self.assertTrue((self.prefix / "sbin").is_dir(), "a directory that others may use")
+        self.assertFalse((self.prefix / "share/virt-hooks").exists(), "a directory of ours")
 
     def test_anothers_command_of_that_name_stays(self):
         theirs = self.write("usr/sbin/virt-hooks", "theirs", 0o755)

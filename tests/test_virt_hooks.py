@@ -976,7 +976,8 @@ class Asking(CheckTestCase):
         self.directory.chmod(0o755)
         copy = shutil.copytree(COMMAND.parent, self.directory / "command")
         (self.hooks / "lxc").chmod(0o644)
-        result = run([*nobody, copy / "virt-hooks", "check", "--hooks-dir", self.hooks, self.guest()])
+        command = [*nobody, copy / "virt-hooks", "check", "--hooks-dir", self.hooks, self.guest()]
+        result = run(command)
         self.assertEqual(result.returncode, 2)
         self.assertIn("not executable", result.stdout)
         self.assertEqual(result.stderr.count("only root"), 1)
@@ -1924,6 +1925,24 @@ class Page(TestCase):
         version = run([COMMAND, "--version"]).stdout.split()[1]
         for page in ("virt-hooks.8", "virt-hooks.5"):
             self.assertIn(version, (CHECKOUT / "command" / page).read_text().splitlines()[0])
+
+    def test_without_its_modules_it_is_one_line(self):
+        copy = shutil.copy(COMMAND, self.directory)
+        result = run([copy, "list"])
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertRegex(result.stderr, r"\Avirt-hooks: [^\n]+\n\Z")
+
+    def test_where_it_is_installed_it_finds_its_modules_and_leaves_no_compiled_ones(self):
+        (self.directory / "sbin").mkdir()
+        copy = shutil.copy(COMMAND, self.directory / "sbin")
+        share = self.directory / "share/virt-hooks"
+        shutil.copytree(COMMAND.parent, share, ignore=shutil.ignore_patterns("virt-hooks*"))
+        before = set(share.iterdir())
+        hooks = self.directory / "hooks"
+        result = run([copy, "new", "--hooks-dir", hooks, "lxc", "started", "a"])
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("# element: a", (hooks / "lxc_started_begin_-.d/50-a").read_text())
+        self.assertEqual(set(share.iterdir()), before)
 
     def test_bad_usage_is_status_2(self):
         for arguments in (
