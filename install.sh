@@ -9,7 +9,7 @@ set -eu
 umask 022
 export LC_ALL=C # one order of sorting, one language of messages
 
-MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools glob grp
+MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools grp
 json os pathlib pwd re select shlex shutil stat subprocess syslog tempfile textwrap time warnings
 xml.etree xml.parsers.expat zlib'
 HOOKS=/etc/libvirt/hooks # libvirt looks nowhere else
