@@ -26,6 +26,7 @@ env -i PATH=/bin virsh list
 env -u LANG virsh list
 LC_ALL=C virsh list
 LC_ALL=C LANG="a b" virsh list
+XDG_CACHE_HOME=/run/x virsh list
 nice -n 5 virsh list
 ionice -c3 virsh list
 nohup virsh list
