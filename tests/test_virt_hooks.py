@@ -67,7 +67,8 @@ class VirtHooksTestCase(TestCase):
     def guest(self, elements=None, xml=None, name="web"):
         """Write a guest's XML; return the file's path."""
         elements = LIFE.format(self.directory) if elements is None else elements
-        return self.write(f"{name}.xml", xml or guest_xml(elements, name, has_uuid=False))
+        xml = guest_xml(elements, name, has_uuid=False) if xml is None else xml
+        return self.write(f"{name}.xml", xml)
 
 
 class CheckTestCase(VirtHooksTestCase):
