@@ -9,7 +9,7 @@ set -eu
 umask 022
 export LC_ALL=C # one order of sorting, one language of messages
 
-MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools glob grp
+MODULES='argparse ast collections concurrent.futures ctypes difflib errno fcntl functools grp
 json os pathlib pwd re select shlex shutil stat subprocess syslog tempfile textwrap time warnings
 xml.etree xml.parsers.expat zlib'
 HOOKS=/etc/libvirt/hooks # libvirt looks nowhere else
@@ -187,6 +187,7 @@ contents_for() {
 command/libvirt_calls.py $prefix/share/virt-hooks/libvirt_calls.py
 command/new.py $prefix/share/virt-hooks/new.py
 command/new.sh $prefix/share/virt-hooks/new.sh
+command/hook_scripts.py $prefix/share/virt-hooks/hook_scripts.py
 command/virt-hooks $prefix/sbin/virt-hooks
 command/virt-hooks.8 $prefix/share/man/man8/virt-hooks.8
 command/virt-hooks.5 $prefix/share/man/man5/virt-hooks.5

@@ -20,33 +20,55 @@ READERS = "sh bash dash ksh zsh su runuser . source python python3".split()  # t
 KEYWORDS = set("! { if then elif else while until do".split())
 OPENS = ("{", "if", "while", "until", "for", "case", "select")
 CLOSES = ("}", "fi", "done", "esac")
-PREFIXES = {  # programs that run another, and wait for it; their options that take a value
-    **dict.fromkeys("command builtin nohup setsid setpriv chronic".split(), ""),
-    **{"sudo": "-u -g -p --user --group", "doas": "-u", "runuser": "-u -g --user", "exec": "-a"},
-    **{"timeout": "-k -s --kill-after --signal", "env": "-u -C", "nice": "-n", "ionice": "-c -n"},
-    **{"stdbuf": "-i -o -e", "flock": "-w -E", "xargs": "-I -n -L -P -d -a -s", "time": "-f -o"},
-    **{"chrt": "", "systemd-run": "-u -p"},
+PREFIXES = {  # programs that run another and wait for it: their options that take a value
+    "builtin": "",
+    "chronic": "",
+    "chrt": "",
+    "command": "",
+    "doas": "-u",
+    "env": "-u -C",
+    "exec": "-a",
+    "flock": "-w -E",
+    "ionice": "-c -n",
+    "nice": "-n",
+    "nohup": "",
+    "runuser": "-u -g --user",
+    "setpriv": "",
+    "setsid": "",
+    "stdbuf": "-i -o -e",
+    "sudo": "-u -g -p --user --group",
+    "systemd-run": "-u -p",
+    "time": "-f -o",
+    "timeout": "-k -s --kill-after --signal",
+    "xargs": "-I -n -L -P -d -a -s",
 }
 LEAVES = {"command": ("-v", "-V"), "setsid": ("-f", "--fork")}  # with these nothing is waited for
 UNIT_WAITS = {"--wait", "--pipe", "--scope", "--pty", "-P", "-t"}  # of systemd-run
 
-HEREDOC = re.compile(r"^(.*?)(?<!<)<<-?[ \t]*(['\"\\]?)(\w+)\2(.*)\n((?:.*\n)*?)[ \t]*\3$", re.M)
-PATTERN = re.compile(r"(\sin\s|;;)\s*\(?[^()\n;]*\)")  # of a case
+# Up to two levels of parentheses in parentheses are understood.
+NESTED = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"
+TOKEN = re.compile(rf"""
+    (?<![^\s;&|()])\#.*                         # a comment
+    | \\\n | [ \t\r]+                           # what is between words
+    | \d*(?:&>+|[<>]+[&|]?)[ \t]*[\w/.$~{{}}-]*   # a redirection
+    | (?P<function> \bfunction[ ]+[\w.-]+(?:[ ]*\([ ]*\))? | [\w.-]+[ ]*\([ ]*\) )
+    | (?P<operator> (?:&&|\|\|?)\s* | [;&()`\n] )
+    | (?P<word>
+        \w+=\([^()]*\)                          # an array
+        | (?: \\. | '[^']*' | "(?:\\.|\${NESTED}|\$(?!\()|[^"\\$])*" | [^\s;&|()`<>"'\\] | ["'\\] )+
+    )
+""", re.VERBOSE)  # fmt: skip
+SUBSTITUTION = re.compile(rf"(?<!\\)(?:\$({NESTED})|`([^`]*)`)")  # in a string
+HERE_DOCUMENT = re.compile(  # with the line before it
+    r"^(.*?)(?<!<)<<-?[ \t]*(['\"\\]?)(\w+)\2(.*)\n((?:.*\n)*?)[ \t]*\3$", re.MULTILINE
+)
+CASE_PATTERN = re.compile(r"(\sin\s|;;)\s*\(?[^()\n;]*\)")
 SCRIPTS_DIRECTORY = re.compile(r"""\$\(dirname (["']?)\$\{?0\}?\1\)|\$\{0%/\*\}""")
 VALUE = re.compile(  # name=value, ${name:-value} and ${name:=value}
     r"""(?<![\w$])(\w+)(?:=|:[-=])("[^"]*"|'[^']*'|\$?\([^()]*\)|[^\s;&|(){}]+)"""
 )
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)[^{}]*\})")
-NESTED = r"\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)"  # parentheses, with two more levels of them
-SUBSTITUTION = re.compile(rf"(?<!\\)(?:\$({NESTED})|`([^`]*)`)")
-TOKEN = re.compile(rf"""
-    (?<![^\s;&|()])\#.* | \\\n | [ \t\r]+ | \d*(?:&>+|[<>]+[&|]?)[ \t]*[\w/.$~{{}}-]*
-    | (?P<function> \bfunction[ ]+[\w.-]+(?:[ ]*\([ ]*\))? | [\w.-]+[ ]*\([ ]*\) )
-    | (?P<operator> (?:&&|\|\|?)\s* | [;&()`\n] )
-    | (?P<word> \w+=\([^()]*\)
-              | (?: \\. | '[^']*' | "(?:\\.|\${NESTED}|\$(?!\()|[^"\\$])*"
-                | [^\s;&|()`<>"'\\] | ["'\\] )+ )
-""", re.VERBOSE)  # fmt: skip
+WHICH = re.compile(r"\$\(?(?:command -v|which|type -p) +(\S+?)\)?(?=[\s\"]|$)")
 
 # Functions of Python that run a program, and what a script calls its own such functions.
 PYTHON_RUNS = re.compile(
@@ -59,6 +81,8 @@ PYTHON_WAITS = re.compile(r"\.(wait|communicate|stdout)\b|with \S*Popen|\bpopen"
 def calls_of(path, hooks, depth=3):
     """(file, command) of each call of libvirt in a script, and in scripts of the hooks it runs."""
     text = Path(path).read_text(errors="replace") if os.path.isfile(path) else ""
+    if "\0" in text:
+        return  # a binary program
     is_python = "python" in text.partition("\n")[0]
     try:
         commands = list(python_commands(text) if is_python else shell_commands(text, path))
@@ -100,7 +124,7 @@ def script_that_runs(words):
 def shell_commands(text, path="", values=None):
     """The commands, each a list of words, that a shell script waits for."""
     text = SCRIPTS_DIRECTORY.sub(lambda _match: os.path.dirname(path), text)
-    text = PATTERN.sub(r"\1\n", HEREDOC.sub(without_document, text))
+    text = CASE_PATTERN.sub(r"\1\n", HERE_DOCUMENT.sub(without_document, text))
     tokens = ((match.lastgroup, match[0].strip(" \t")) for match in TOKEN.finditer(f"{text}\n"))
     values, functions = {**dict(VALUE.findall(text)), **(values or {})}, {}
     commands = commands_until("", tokens, values, functions)
@@ -152,18 +176,18 @@ def commands_until(opener, tokens, values, functions):
 
 def programs_of(words, values):
     """The commands that a simple command runs in the end: after sudo, in the text of sh -c."""
-    for word in words:
-        for texts in SUBSTITUTION.findall(word) if '"' in word else ():
-            yield from shell_commands("".join(texts), values=values)
+    strings = [word for word in words if '"' in word]
+    for parentheses, backquotes in SUBSTITUTION.findall("\n".join(strings)):
+        yield from shell_commands(parentheses or backquotes, values=values)
     words = [unquoted(word, values) for word in words]
     while words:
-        if "=" not in words[0]:  # a variable may hold several words, or none
-            words[:1] = words[0].split()
+        if re.match(r"\w+=", words[0]) or words[0] in KEYWORDS:
+            words = words[1:]
+            continue
+        words[:1] = words[0].split()  # a variable may hold several words, or none
         name = os.path.basename(words[0]) if words else ""
         yield from programs_in_text(name, words, values)
-        if name in KEYWORDS or re.match(r"\w+=", name):
-            words = words[1:]
-        elif name not in PREFIXES or name == "systemd-run" and UNIT_WAITS.isdisjoint(words):
+        if name not in PREFIXES or name == "systemd-run" and UNIT_WAITS.isdisjoint(words):
             break
         elif words[1:] and words[1] in LEAVES.get(name, ()):
             return
@@ -197,7 +221,7 @@ def unquoted(word, values):
     """A word as the shell makes it, as far as the script says what its variables hold."""
     for _level in (1, 2):  # a variable may hold another
         word = VARIABLE.sub(lambda m: values.get(m[1] or m[2], m[0]).strip("()"), word)
-    word = re.sub(r"\$\(?(?:command -v|which|type -p) +(\S+?)\)?(?=[\s\"]|$)", r"\1", word)
+    word = WHICH.sub(r"\1", word)
     return re.sub(r"\\(.)|'([^']*)'|\"", lambda match: match[1] or match[2] or "", word)
 
 

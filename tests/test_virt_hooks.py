@@ -67,7 +67,8 @@ class VirtHooksTestCase(TestCase):
     def guest(self, elements=None, xml=None, name="web"):
         """Write a guest's XML; return the file's path."""
         elements = LIFE.format(self.directory) if elements is None else elements
-        return self.write(f"{name}.xml", xml or guest_xml(elements, name, has_uuid=False))
+        xml = guest_xml(elements, name, has_uuid=False) if xml is None else xml
+        return self.write(f"{name}.xml", xml)
 
 
 class CheckTestCase(VirtHooksTestCase):
@@ -649,7 +650,7 @@ class NeverRun(CheckTestCase):
     def test_a_guests_own_file_whose_name_is_no_scripts(self):
         names = (
             ("start.sh", "50-start.sh"),
-            ("gpu", "50-gpu"),
+            ("stop", "50-stop"),
             ("10-cpu.py3", "10-cpu-py3"),
             ("10 usb.sh", "10-usb.sh"),
             ("10.net.sh", "10-net.sh"),
@@ -681,6 +682,9 @@ class NeverRun(CheckTestCase):
             ("lxc.d/win12/start.sh", f"{PREPARE}/win12/50-start.sh"),
             ("lxc.d/win12/10-x", f"{PREPARE}/win12/10-x"),
         ))  # fmt: skip
+        install_dispatcher(self.hooks / "qemu")
+        path = self.script("qemu.d/win10/start.sh")
+        self.assert_finds(path, "qemu_prepare_begin_-.d/win10/50-start.sh")
 
     def test_a_directory_of_nearly_a_guests_name(self):
         for guest, names in (
@@ -971,9 +975,10 @@ class Asking(CheckTestCase):
     def test_somebody_else_than_root_is_told_what_needs_root(self):
         nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         self.directory.chmod(0o755)
-        copy = shutil.copy(COMMAND, self.directory)
+        copy = shutil.copytree(COMMAND.parent, self.directory / "command")
         (self.hooks / "lxc").chmod(0o644)
-        result = run([*nobody, copy, "check", "--hooks-dir", self.hooks, self.guest()])
+        command = [*nobody, copy / "virt-hooks", "check", "--hooks-dir", self.hooks, self.guest()]
+        result = run(command)
         self.assertEqual(result.returncode, 2)
         self.assertIn("not executable", result.stdout)
         self.assertEqual(result.stderr.count("only root"), 1)
@@ -1824,7 +1829,7 @@ class Editing(VirtHooksTestCase):
         ):
             status, output = self.edit_on_terminal("", f"<hooks>{elements}</hooks>")
             self.assertEqual(status, 0, output)
-            self.assertIn(problem, output)
+            self.assertIn(problem, " ".join(output.split()))  # lines are parted to fit
             self.assertIn(self.IS_SET, output)
         (self.hooks / "lxc").unlink()
         status, output = self.edit_on_terminal("", self.GOOD)
@@ -1921,6 +1926,24 @@ class Page(TestCase):
         version = run([COMMAND, "--version"]).stdout.split()[1]
         for page in ("virt-hooks.8", "virt-hooks.5"):
             self.assertIn(version, (CHECKOUT / "command" / page).read_text().splitlines()[0])
+
+    def test_without_its_modules_it_is_one_line(self):
+        copy = shutil.copy(COMMAND, self.directory)
+        result = run([copy, "list"])
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertRegex(result.stderr, r"\Avirt-hooks: [^\n]+\n\Z")
+
+    def test_where_it_is_installed_it_finds_its_modules_and_leaves_no_compiled_ones(self):
+        (self.directory / "sbin").mkdir()
+        copy = shutil.copy(COMMAND, self.directory / "sbin")
+        share = self.directory / "share/virt-hooks"
+        shutil.copytree(COMMAND.parent, share, ignore=shutil.ignore_patterns("virt-hooks*"))
+        before = set(share.iterdir())
+        hooks = self.directory / "hooks"
+        result = run([copy, "new", "--hooks-dir", hooks, "lxc", "started", "a"])
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("# element: a", (hooks / "lxc_started_begin_-.d/50-a").read_text())
+        self.assertEqual(set(share.iterdir()), before)
 
     def test_bad_usage_is_status_2(self):
         for arguments in (

@@ -26,6 +26,7 @@ env -i PATH=/bin virsh list
 env -u LANG virsh list
 LC_ALL=C virsh list
 LC_ALL=C LANG="a b" virsh list
+XDG_CACHE_HOME=/run/x virsh list
 nice -n 5 virsh list
 ionice -c3 virsh list
 nohup virsh list
@@ -535,6 +536,7 @@ class Tables(TestCase):
             "f( " * 5000,
             "'" + "a\n" * 5000,
             "a" * 50000,
+            "virsh\0 list",
         ):
             for first in ("#!/bin/sh", "#!/usr/bin/python3"):
                 with self.subTest(text=text[:20], first=first):

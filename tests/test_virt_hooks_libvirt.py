@@ -294,6 +294,32 @@ class Stuck(VirtHooksTestCase):
         self.assertIn(f"{script.parent}/timeout", out)
         self.assertEqual(out.count("libvirt waits for"), 1, out)
 
+    def test_a_run_that_waits_for_an_earlier_one_of_the_guest(self):
+        pid = self.directory / "pid"
+        text = f"#!/bin/sh\necho $$ >{pid}.new; mv {pid}.new {pid}\nsleep 1000\n"
+        script = put_hook(self, "lxc_release_end_-.d/50-hang", text)
+        put_hook(self, "lxc_prepare_begin_-.d/10-x", "#!/bin/sh\n")  # without one it waits for none
+        self.guest()
+        hook = [f"{HOOKS}/lxc", "web", "release", "end", shutoff_reason("destroyed")]
+        xml = virsh("dumpxml", "web").stdout
+        earlier = subprocess.Popen(hook, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.addCleanup(earlier.wait)
+        earlier.stdin.write(xml.encode())
+        earlier.stdin.close()
+        wait_until(pid.exists)
+        self.addCleanup(self.end, int(pid.read_text()))
+        starting = subprocess.Popen(["virsh", "-c", LXC, "start", "web"], stdout=subprocess.DEVNULL)
+        self.addCleanup(starting.wait)
+        wait_until(lambda: run(["pgrep", "-f", f"{HOOKS}/lxc web prepare begin -$"]).stdout)
+        shown = self.virt_hooks("check").stdout
+        self.assertEqual(shown.count("libvirt waits for"), 1, shown)
+        self.assertIn(
+            f"lxc web: libvirt waits for {script} (process {pid.read_text().strip()})", shown
+        )
+        run(["sh", "-c", re.search(r"kill -- -[0-9]+", shown).group()], check=True)
+        self.assertEqual(starting.wait(60), 0)
+        script.unlink()
+
     def test_what_libvirt_runs_itself(self):
         _starting, script, pid = self.hanging("lxc.d/theirs")
         first, remedy, *_more = self.virt_hooks("check").stdout.splitlines()
