@@ -28,6 +28,7 @@ MKDIRS, ARCHIVE, DELETION = (
 RECORD = ".virt-hooks.sha256"
 MINE = "#!/bin/sh\n# mine\n"
 COMMAND = {  # where it is below the prefix, and where it comes from
+    "share/virt-hooks/hook_scripts.py": "command/hook_scripts.py",
     "share/virt-hooks/libvirt_calls.py": "command/libvirt_calls.py",
     "share/virt-hooks/new.py": "command/new.py",
     "share/virt-hooks/new.sh": "command/new.sh",
