@@ -62,9 +62,9 @@ class Readme(ScriptCase):
 
         self.assertEqual(self.run_section("The elements"), "")
         self.run_section("A script of your own")
-        made = HOOKS / "qemu_prepare_begin_-.d/50-isolate-cpus"
+        made = HOOKS / "lxc_prepare_begin_-.d/50-open-vpn"
         self.assertFalse(os.access(made, os.X_OK))
-        self.assertTrue((HOOKS / "qemu_release_end_-.d/50-isolate-cpus").samefile(made))
+        self.assertTrue((HOOKS / "lxc_release_end_-.d/50-open-vpn").samefile(made))
         self.run_section("Jobs")
         self.need_mount_works()
 
