@@ -307,9 +307,9 @@ class Stuck(VirtHooksTestCase):
         earlier.stdin.write(xml.encode())
         earlier.stdin.close()
         wait_until(pid.exists)
-        self.addCleanup(self.end, int(pid.read_text()))
         starting = subprocess.Popen(["virsh", "-c", LXC, "start", "web"], stdout=subprocess.DEVNULL)
         self.addCleanup(starting.wait)
+        self.addCleanup(self.end, int(pid.read_text()))  # before anybody waits for what it holds up
         wait_until(lambda: run(["pgrep", "-f", f"{HOOKS}/lxc web prepare begin -$"]).stdout)
         shown = self.virt_hooks("check").stdout
         self.assertEqual(shown.count("libvirt waits for"), 1, shown)
