@@ -1,8 +1,9 @@
-"""A script in a phase directory: what it is, and what keeps it from running as it is meant.
+"""A script in a phase directory: its properties, and the faults that keep it from running.
 
-The functions on faults give pairs (problem, remedy): who else can write to a script or to a hook,
-the file system that it is on, its first line and its interpreter, its syntax, and a comment that
-only looks like its "# element:". None runs a script; a shell is asked to read it, with "sh -n".
+The functions about faults return pairs (problem, remedy). They look at the owners and modes of a
+script or a hook and of its directories, its file system, its first line and interpreter, its
+syntax, and at comments that only look like its "# element:". They never run a script; they check a
+shell script's syntax with "sh -n".
 """
 
 import ast
@@ -20,7 +21,7 @@ ELEMENT = rb"(?i)\s*#+\s*elements?\b\s*([:;=]?)\s*(<?[\w-]+>?(?:\s*,\s*<?[\w-]+>
 
 
 class Script:
-    """A file in a phase directory: it runs if its name is a script's, unless it is switched off."""
+    """A file in a phase directory: it runs if it has a script's name and is executable."""
 
     def __init__(self, path, directory, guest=""):
         self.path, self.directory, self.guest = path, directory, guest  # or a deeper directory
@@ -39,7 +40,7 @@ class Script:
         if self.guest and "_" not in self.directory:
             return f"nothing runs what is in a directory of {self.directory}"
         if not self.has_name:
-            return "its name is no script's"
+            return "its name is not a script's name"
         if "/" in self.guest:
             return "its directory is too deep"
         if not self.is_on:
@@ -95,7 +96,7 @@ def read(path):
 
 def faults_of(path, text):
     """(problem, remedy) of all that keeps a hook, or a script, from being started."""
-    real, mend = os.path.realpath(path), "mend it, or put back what was there"
+    real, mend = os.path.realpath(path), "correct it, or restore the old file"
     places = [Path(real), *Path(real).parents, Path(path), *Path(path).parents]
     places = [place for place in dict.fromkeys(places) if not os.lstat(place).st_mode & 0o1000]
     faults = [fault for place in places for fault in place_faults(str(place))]
@@ -115,9 +116,10 @@ def place_faults(path):
     status, is_link, name = os.lstat(path), os.path.islink(path), shlex.quote(path)
     if status.st_uid in (0, os.geteuid()) and (is_link or not status.st_mode & 0o022):
         return []
-    problem = f"{path}: user {status.st_uid}, mode {status.st_mode & 0o7777:04o}: not only root can"
+    who = f"owner {status.st_uid}, mode {status.st_mode & 0o7777:04o}"
     mend = f"chown -h root: {name}" if is_link else f"chown root: {name} && chmod go-w {name}"
-    return [(f"{problem} write to it, so nothing runs", mend)]
+    problem = f"{path}: users other than root can change it ({who}), so nothing runs"
+    return [(problem, mend)]
 
 
 def start_fault(path, text):

@@ -1,9 +1,9 @@
 """Finds where a hook script calls libvirt and waits for it: libvirt waits for the script meanwhile.
 
-It reads scripts of shell and of Python as far as they are plain: a command after sudo and its like,
-in a condition, a group, a substitution or a function, in the text of sh -c, through a variable that
-the script sets, and in a script of the hooks directory that it runs. What cannot be known is no
-call, and neither is what a script leaves to the background. Nothing of a script is ever run.
+It reads shell and Python scripts. It finds commands after sudo and similar programs, in conditions,
+groups, substitutions and functions, in the text of sh -c, in variables that the script sets, and in
+scripts below the hooks directory that a script runs. It reports neither uncertain calls nor calls
+in the background. It never runs a script.
 """
 
 import ast
@@ -42,7 +42,7 @@ PREFIXES = {  # programs that run another and wait for it: their options that ta
     "timeout": "-k -s --kill-after --signal",
     "xargs": "-I -n -L -P -d -a -s",
 }
-LEAVES = {"command": ("-v", "-V"), "setsid": ("-f", "--fork")}  # with these nothing is waited for
+LEAVES = {"command": ("-v", "-V"), "setsid": ("-f", "--fork")}  # with these they do not wait
 UNIT_WAITS = {"--wait", "--pipe", "--scope", "--pty", "-P", "-t"}  # of systemd-run
 
 # Up to two levels of parentheses in parentheses are understood.

@@ -604,7 +604,7 @@ class BrokenScripts(CheckTestCase):
     def test_one_that_fails_by_a_bug(self):
         text = "#!/usr/bin/python3 -IS\n# element: xyz\nprint('VIRT_HOOKS_DRY_RUN', undefined)\n"
         self.script(f"{PREPARE}/50-x", text)
-        self.assert_finds("50-x: NameError", "mend", self.guest("<xyz/>"))
+        self.assert_finds("50-x: NameError", "correct", self.guest("<xyz/>"))
         self.assert_sound()
 
     def test_one_that_is_on_a_file_system_mounted_noexec(self):
@@ -1171,7 +1171,7 @@ class Remedies(CheckTestCase):
         ):
             remedy = self.remedy(f'echo "{reason}" >&2\nexit 1\n')
             self.assertIn(f"edit {self.directory}/web.xml", remedy)
-            self.assertIn("mend that", remedy)
+            self.assertIn("correct that", remedy)
 
 
 class List(VirtHooksTestCase):

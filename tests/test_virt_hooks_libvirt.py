@@ -132,7 +132,7 @@ class Checking(VirtHooksTestCase):
         install("--no-reload")
         guest.live()
         self.assertFalse((self.directory / "data").exists())
-        remedy = self.assert_finds(f"runs since before {hook} was there", "web")
+        remedy = self.assert_finds(f"was started before {hook} was installed", "web")
         self.assertRegex(remedy, r"kill -HUP \d+")
         install()
         self.assert_sound()
