@@ -244,6 +244,21 @@ class Every(ExamplesTestCase):
         self.assertEqual([self.unit(name.replace("_", ".")) for name in slices], ["", "", ""])
         self.assertEqual(self.unit("one.service"), "inactive")
 
+    def test_what_one_guest_has_got_stays_in_all_other_phases(self):
+        self.use_cpufreq("powersave")
+        self.use_units(one_service="active", user_slice="", system_slice="", init_scope="")
+        hold_the_pools(self)
+        xml = guest_xml(ELEMENTS, more=HUGEPAGES + PINNED)
+        for name in ("10-stop-unit", "20-cpu-governor", "20-hugepages", "20-isolate-cpus"):
+            with self.subTest(name):
+                self.assert_works("prepare", xml, name=name)
+                before = snapshot(STATE), snapshot(self.units), snapshot(CPUFREQ)
+                for operation in ("start", "started", "reconnect", "stopped"):
+                    self.assert_works(operation, xml, name=name)
+                now = snapshot(STATE), snapshot(self.units), snapshot(CPUFREQ)
+                self.assertEqual(now, before)
+                self.assert_works("release", xml, name=name)
+
     def test_a_users_own_guest_starts_as_before_where_only_libvirts_elements_ask(self):
         xml = guest_xml("", more=HUGEPAGES + PINNED + hostdev("usb"))
         framebuffer = Path("/dev/fb0")  # of the tests' own /dev
