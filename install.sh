@@ -318,8 +318,8 @@ it, move it away. To keep using it and the files beside it, run this, and then i
         printf '#!/bin/sh\\nexec $hooks/old/$1 \"\$@\"\\n' >$1_\${phase}_-.d/50-old
         chmod 755 $1_\${phase}_-.d/50-old
     done
-If it serves other phases, such as migrate_begin, add them. libvirt itself runs the programs that
-lie directly in $1.d: move these back.${tree:+ Or remove the hook, and make scripts of its tree:
+If it serves other phases, such as migrate_begin, add them. libvirt itself runs the programs
+directly in $1.d: move these back.${tree:+ Or remove the hook, and make scripts of its tree:
 $tree}"
 }
 

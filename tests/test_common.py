@@ -74,10 +74,12 @@ class Common(ScriptCase):
 
     def test_every_script_is_installed_has_tests_and_is_in_the_documents(self):
         installed = (CHECKOUT / "install.sh").read_text()
+        command = (CHECKOUT / "command/virt-hooks").read_text()
         for path in (*(f"{directory}/{name}" for name, directory in SCRIPTS.items()), *LINKS):
             self.assertIn(f"{path.removeprefix('lxc')}\n", installed, "install.sh")
         for name in SCRIPTS:
             with self.subTest(name):
+                self.assertRegex(command, rf"PACKAGED \+?= .*\b{name}\b")
                 self.assertIn(f"<{element(name)}", case_of(name).EXAMPLE)
                 for document in ("README.md", "command/virt-hooks.5"):
                     text = (CHECKOUT / document).read_text()
