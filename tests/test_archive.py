@@ -593,7 +593,7 @@ class Twice(ArchiveCase):
 
     def test_a_src_that_is_gone_and_that_nothing_removes_is_an_error(self):
         typo = self.directory / "guest/lgo"
-        for removed in (self.src, typo / "below", f"{typo}-2", str(typo)[:-1]):
+        for removed in (self.src, self.src.parent, typo / "below", f"{typo}-2", str(typo)[:-1]):
             with self.subTest(removed):
                 elements = archive((self.src, self.dst), (typo, self.store / "typo"))
                 elements += post_rm_rf(removed)

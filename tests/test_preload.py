@@ -65,6 +65,21 @@ class Preload(ScriptCase):
         del before["."], after["."]
         self.assertEqual(after, before)
 
+    def test_a_dst_that_exists_keeps_its_own_access_control_lists(self):
+        rules = {"none": "", "guest": "u:1005:rwx,d:u:1005:rwx", "other": "u:1006:rwx,g::-"}
+        for of_src in rules:
+            for of_dst in rules:
+                with self.subTest(src=of_src, dst=of_dst):
+                    for path, kind in ((self.src, of_src), (self.dst, of_dst)):
+                        path.mkdir(exist_ok=True, parents=True)
+                        run(["setfacl", "-b", path], check=True)
+                        path.chmod(0o755)
+                        if rules[kind]:
+                            run(["setfacl", "-m", rules[kind], path], check=True)
+                    before = run(["getfacl", "-p", self.dst]).stdout
+                    self.assert_says(self.preload(), self.dst)
+                    self.assertEqual(run(["getfacl", "-p", self.dst]).stdout, before)
+
     def test_blocks_are_shared_where_the_file_system_can(self):
         point = self.mount_image("btrfs", 120 << 20, "mkfs.btrfs", "-q")
         self.src, self.dst = point / "golden", point / "guest"

@@ -95,6 +95,16 @@ class Ramdisk(ScriptCase):
         self.assertEqual((details(kept), mounted_on(kept)), (before, mounted))
         self.assertEqual(len(mounted_on(new)), 1)
 
+    def test_one_that_another_file_system_hides_is_not_taken_for_the_ramdisk(self):
+        path = self.make("disk")
+        self.assert_says(self.prepare(path), path)
+        self.mount("-t", "tmpfs", "tests", self.directory)
+        self.make("disk")
+        self.assert_says(self.prepare(path), path)
+        self.assertNotEqual(os.stat(path).st_dev, os.stat(self.directory).st_dev)
+        self.assert_says(self.release(path), path)
+        self.assertEqual(os.stat(path).st_dev, os.stat(self.directory).st_dev)
+
     def test_release_unmounts_it_and_what_lay_below_is_there_again(self):
         path = self.write("disk/below", "text").parent
         before = self.everything()

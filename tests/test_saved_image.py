@@ -45,7 +45,9 @@ class SavedImage(TestCase):
             self.assert_succeeds(self.call(RESTORE, guest))
             self.assertTrue(kept.samefile(image))
             image.unlink()  # as libvirt does
-            self.assert_succeeds(self.call(STARTED, guest))
+            result = self.call(STARTED, guest)
+            self.assert_succeeds(result)
+            self.assertIn(str(kept), result.stdout)
         self.assertEqual(os.listdir(SAVE), [])
 
     def test_a_guest_that_is_not_saved_is_left_alone(self):
