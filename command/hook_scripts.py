@@ -80,9 +80,11 @@ class Script:
                 continue
             name = re.sub("[<>]", "", os.fsdecode(found[2]))
             remedy = f"sed -i -e '{number}d' -e '1a # element: {name}' {shlex.quote(path)}"
-            if second or number == 1 or "," in name:
+            if "," in name:
+                remedy = "write # element: and one name into its second line"
+            elif second or number == 1:
                 remedy = f"let its second line be # element: {name}"
-            effect = "" if second else ", so it runs for every guest"
+            effect = "" if second or number == 1 else ", so it runs for every guest"
             yield f"{path}: line {number}, {os.fsdecode(line)!r}, is not read{effect}", remedy
 
 
@@ -151,7 +153,8 @@ def start_fault(path, text):
     is_shell = os.path.basename(program) in ("sh", "dash", "bash")
     if is_shell or os.path.basename(program).startswith("python"):
         options = [word for word in words[1:] if words[0] == program and word not in ("-", "--")]
-        question = [program, *options, *(["-n", path] if is_shell else ["-c", ""])]
+        extglob = ["-O", "extglob"] if os.path.basename(program) == "bash" else []
+        question = [program, *options, *extglob, *(["-n", path] if is_shell else ["-c", ""])]
         result = subprocess.run(question, stdin=subprocess.DEVNULL, capture_output=True)
         return os.fsdecode(result.stderr).partition("\n")[0] if result.returncode else ""
     return ""

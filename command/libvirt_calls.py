@@ -65,10 +65,10 @@ HERE_DOCUMENT = re.compile(  # with the line before it
 CASE_PATTERN = re.compile(r"(\sin\s|;;)\s*\(?[^()\n;]*\)")
 SCRIPTS_DIRECTORY = re.compile(r"""\$\(dirname (["']?)\$\{?0\}?\1\)|\$\{0%/\*\}""")
 VALUE = re.compile(  # name=value, ${name:-value} and ${name:=value}
-    r"""(?<![\w$])(\w+)(?:=|:[-=])("[^"]*"|'[^']*'|\$?\([^()]*\)|[^\s;&|(){}]+)"""
+    r"""(?<![\w$])(\w+)(?:=|:[-=])("[^"]*"|'[^']*'|`[^`]*`|\$?\([^()]*\)|[^\s;&|(){}]+)"""
 )
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)[^{}]*\})")
-WHICH = re.compile(r"\$\(?(?:command -v|which|type -p) +(\S+?)\)?(?=[\s\"]|$)")
+WHICH = re.compile(r"[$`]\(?(?:command -v|which|type -[pP]) +([^\s)`]+)[)`]?(?=[\s\"]|$)")
 
 # Functions of Python that run a program, and what a script calls its own such functions.
 PYTHON_RUNS = re.compile(
@@ -233,8 +233,9 @@ def python_commands(text):
     nodes = list(ast.walk(ast.parse(text)))
     values = {}
     for node in nodes:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            values[node.targets[0].id] = node.value
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value:
+            target = getattr(node, "target", None) or node.targets[0]
+            values[getattr(target, "id", "")] = node.value
     waits = PYTHON_WAITS.search(text)
     for node in nodes:
         modules = []
@@ -272,7 +273,7 @@ def texts_of(node, values):
         parts = [*node.args, getattr(node.func, "value", None)]
     elif isinstance(node, ast.BinOp):
         parts = [node.left, node.right]
-    elif isinstance(node, ast.Starred):
+    elif isinstance(node, (ast.Starred, ast.FormattedValue)):
         parts = [node.value]
     else:  # a list, a tuple or an f-string
         parts = getattr(node, "elts", getattr(node, "values", []))

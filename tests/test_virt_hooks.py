@@ -162,6 +162,7 @@ class Sound(CheckTestCase):
             "#!/bin/bash --norc\n",
             "#!/usr/bin/python3 -IS\nprint(1)\n",
             "#!/bin/bash\na=(1 2)\n[[ ${a[0]} == 1 ]]\n",
+            "#!/bin/bash -e\nshopt -s extglob\ncase x in @(a|b)) : ;; esac\n",
             "#!/usr/bin/env bash\n",
             "#!/usr/bin/env -S python3 -u\nprint('\\d')\n",
             "#!/usr/bin/env python3\nprint(1)\n",
@@ -662,6 +663,28 @@ class NeverRun(CheckTestCase):
         self.script(f"{PREPARE}/test/start.sh")
         self.assert_finds(f"{PREPARE}/test/start.sh", "50-start.sh", *NO_LIBVIRT)
 
+    def test_a_place_that_is_taken_is_not_the_remedy(self):
+        self.script(f"{PREPARE}/web/50-start.sh")
+        self.assert_each_is_found([(f"{PREPARE}/web/start.sh", f"{PREPARE}/web/50-start-2.sh")])
+        self.script(f"{PREPARE}/Web/10-x")
+        self.assert_mended(self.assert_finds("did you mean web?", "mv ", self.guest()))
+        self.assertTrue((self.hooks / PREPARE / "web/10-x").exists())
+
+    def test_a_script_without_its_first_line_is_found_by_its_ending(self):
+        path = self.script(f"{PREPARE}/web/start.sh", "systemctl stop x\n")
+        self.script(f"{PREPARE}/web/notes.txt", "stop x first\n")
+        self.assert_finds(f"{path} never runs", "50-start.sh")
+
+    def test_a_script_in_place_of_a_guests_directory(self):
+        path = self.script(f"{PREPARE}/web")
+        remedy = self.assert_finds(path, "a directory web", self.guest(""))
+        self.assertNotIn("mv ", remedy)
+
+    def test_a_tree_whose_hook_is_gone(self):
+        self.script("qemu.d/win10/prepare/begin/start.sh")
+        self.assertTrue(any("qemu" in problem for problem, _remedy in self.findings()))
+        self.assertIn("install.sh --driver qemu", str(self.findings()))
+
     def test_a_directory_too_deep(self):
         self.assert_each_is_found((
             (f"{PREPARE}/web/begin/10-x", f"{PREPARE}/web/10-x"),
@@ -725,6 +748,10 @@ class NeverRun(CheckTestCase):
             (f"{PREPARE}/web/settings.json", "{}\n", 0o755),
             (f"{PREPARE}/web/lib/functions.sh", SHELL, 0o644),
             (f"{PREPARE}/web.bak/start.sh", SHELL, 0o755),
+            (f"{PREPARE}/web/old/50-gpu", SHELL, 0o755),
+            (f"{PREPARE}/web/backup-2024/start.sh", SHELL, 0o755),
+            (f"{PREPARE}/web/old.bak/50-gpu", SHELL, 0o755),
+            (f"{PREPARE}/web/x/lib/50-gpu", SHELL, 0o755),
             (f"{PREPARE}/lib/start.sh", SHELL, 0o755),
             (f"{PREPARE}/.git/hooks/pre-commit", SHELL, 0o755),
             (f"{PREPARE}/web/.git/hooks/pre-commit", SHELL, 0o755),
@@ -745,6 +772,7 @@ class NeverRun(CheckTestCase):
             (f"{PREPARE}/web/50-b", 'cd "${0%/*}"; ./start.sh', f"{PREPARE}/web/start.sh"),
             (f"{PREPARE}/50-c", '"$(dirname "$0")/$1/on.sh"', f"{PREPARE}/web/on.sh"),
             (f"{PREPARE}/web/50-d", '"${0%/*}/tools/x.sh"', f"{PREPARE}/web/tools/x.sh"),
+            (f"{PREPARE}/web/50-e", 'run-parts "${0%/*}/parts"', f"{PREPARE}/web/parts/y.sh"),
             (f"{PREPARE}/50-t", 'run-parts "/etc/libvirt/hooks/lxc.d/$1"', "lxc.d/b/start/z.sh"),
         ):
             self.script(caller, f"{SHELL}{call}\n")

@@ -90,6 +90,8 @@ VIRSH="virsh -c qemu:///system"\n$VIRSH list
 VIRSH=/usr/bin/virsh\n"$VIRSH" list
 VIRSH=/usr/bin/virsh\n"${VIRSH}" list
 VIRSH=$(command -v virsh)\n$VIRSH list
+VIRSH=`which virsh`\n$VIRSH list
+VIRSH=$(type -P virsh)\n$VIRSH list
 VIRSH=$(which virsh) || exit\n"$VIRSH" list
 VIRSH="$(command -v virsh)"\n$VIRSH list
 ${VIRSH:-virsh} list
@@ -415,6 +417,8 @@ import subprocess\ncmd = ["virsh", "list"]\nsubprocess.run(cmd)
 import subprocess\nVIRSH = "virsh"\nsubprocess.run([VIRSH, "list"])
 import subprocess\nVIRSH = ["virsh", "-c", "x"]\nsubprocess.run([*VIRSH, "list"])
 import subprocess\nVIRSH = ["virsh", "-c", "x"]\nsubprocess.run(VIRSH + ["list"])
+import subprocess\nVIRSH = "virsh"\nsubprocess.run(f"{VIRSH} list", shell=True)
+import subprocess\ncommand: list = ["virsh", "list"]\nsubprocess.run(command)
 import subprocess\nsubprocess.run(["virsh"] + sys.argv[1:])
 import subprocess, shlex\nsubprocess.run(shlex.split("virsh list"))
 import subprocess\nsubprocess.run("virsh list".split())
