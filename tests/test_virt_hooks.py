@@ -435,6 +435,14 @@ class BrokenDirectories(CheckTestCase):
         target.parent.chmod(0o777)
         self.assert_mended(self.assert_finds(target.parent, f"chmod go-w {target.parent}"))
 
+    def test_one_that_two_drivers_have_in_common_is_found_once(self):
+        install_dispatcher(self.hooks / "qemu")
+        target = self.write("elsewhere/site", SHELL, 0o777)
+        for directory in (PREPARE, PREPARE.replace("lxc", "qemu")):
+            (self.hooks / directory).mkdir(exist_ok=True)
+            (self.hooks / directory / "50-site").symlink_to(target)
+        self.assert_mended(self.assert_finds(f"{target}: ", f"chmod go-w {target}"))
+
     def test_one_on_the_way_of_links(self):
         target = self.write("srv/site/scripts/site", SHELL, 0o755)
         home = self.directory / "home"
