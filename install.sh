@@ -45,7 +45,7 @@ main() {
     fi
     trap '[ $? = 0 ] || [ -z "$changing" ] || say "install.sh: the work is half done; to\
  finish it, remove the cause, and run it again with the same options" >&2' EXIT
-    trap 'exit 1' HUP INT TERM
+    trap 'exit 1' HUP INT PIPE TERM
     read_record
     if [ "$action" = install ]; then install_all; else uninstall; fi
 }
@@ -140,7 +140,8 @@ refuse_package() {
     state=$(dpkg-query -W -f '${db:Status-Status}' virt-hooks 2>/dev/null) || state=not-installed
     ! rpm -q --quiet virt-hooks 2>/dev/null || state=installed
     [ "$state" = not-installed ] || fail "the package virt-hooks is on this host ($state); nothing\
- was changed. To use install.sh, run first: apt-get purge virt-hooks, or dnf remove virt-hooks"
+ was changed. To use install.sh, run first: apt-get purge virt-hooks, or dnf remove virt-hooks.\
+ This deletes scripts that you have changed, and forgets which scripts are switched off"
 }
 
 # If users other than root can write there, the dispatcher runs nothing, and so no guest starts.
@@ -303,24 +304,21 @@ refuse_hook() {
     [ "$1" != network ] || phases='start_begin started_begin updated_begin stopped_end'
     [ "$1" != daemon ] || phases='start_- reload_begin shutdown_-'
     any=$(say "$ALL_DRIVERS" | tr ' ' '|')
-    beside=$(find "$hooks" -mindepth 1 -maxdepth 1 -regextype posix-extended \( -name "$1.d" -o \
-        ! -regex ".*/(old|\.virt-hooks\..*|($any)(_.*|\.d)?)" \) -printf "'%f' ")
-    tree=$(find -L "$hooks/$1.d" -mindepth 4 -maxdepth 4 ! -type d -printf '%P\n' 2>/dev/null |
-        sed "s,^\([^/]*\)/\([^/]*\)/\([^/]*\)/\(.*\),    mkdir -p '$1_\2_\3_-.d/\1'\n\
-    cp -p '$1.d/&' '$1_\2_\3_-.d/\1/50-\4',")
+    beside=$(find "$hooks/" -mindepth 1 -maxdepth 1 -regextype posix-extended \( -name "$1.d" -o \
+        ! -regex ".*/(old|\.virt-hooks.*|($any)(_.*|\.d)?)" \) -printf "'%f' ")
     fail "$hooks/$1 is another hook or a changed dispatcher; nothing was changed. If you do not need
 it, move it away. To keep using it and the files beside it, run this, and then install.sh again:
-    cd $hooks
+    cd '$hooks'
     mkdir -p old
-    mv $1 ${beside}old/
+    mv -n $1 ${beside}old/
     for phase in $phases; do
         mkdir -p $1_\${phase}_-.d
-        printf '#!/bin/sh\\nexec $hooks/old/$1 \"\$@\"\\n' >$1_\${phase}_-.d/50-old
+        printf '#!/bin/sh\\nexec \"$hooks/old/$1\" \"\$@\"\\n' >$1_\${phase}_-.d/50-old
         chmod 755 $1_\${phase}_-.d/50-old
     done
 If it serves other phases, such as migrate_begin, add them. libvirt itself runs the programs
-directly in $1.d: move these back.${tree:+ Or remove the hook, and make scripts of its tree:
-$tree}"
+directly in $1.d: move these back. If $1.d has a tree of scripts, README.md shows in \"A hook that you
+have already\" how to use these scripts without the hook."
 }
 
 # Whether the record has this fingerprint for a path.
@@ -393,7 +391,9 @@ remove_all_but() {
 
 # Remove a file if it matches its entry, and its directory if that is ours and then empty.
 remove() {
-    if ! is_ours "$1" ''; then
+    if [ "$hooks" != "$stage$HOOKS" ] && grep -qsF "  /${1#/}" "$stage$HOOKS/$RECORD"; then
+        return # the command also belongs to the installation in the usual directory
+    elif ! is_ours "$1" ''; then
         say "left $file, which has changed"
     elif [ -n "$there" ]; then
         rm -f -- "$file"

@@ -165,6 +165,13 @@ class Installing(InstallTestCase):
         self.assertEqual(self.names(Path("/usr/local/sbin")), set())
         self.assertEqual(self.names(HOOKS), set())
 
+    def test_it_says_so_where_nobody_reads_on(self):
+        places = f"--hooks-dir '{self.hooks}' --prefix '{self.prefix}' --no-reload"
+        result = run(["sh", "-c", f"{CHECKOUT}/install.sh {places} | true"])
+        self.assertIn("half done", result.stderr)
+        self.installed()
+        self.assert_installed_from(CHECKOUT)
+
     def test_it_installs_below_destdir_and_uninstalls_there(self):
         stage, before = self.directory / "stage", snapshot(Path("/usr/local/sbin"))
         for destdir in (str(stage), f"{stage}/", "stage"):
@@ -591,13 +598,26 @@ class AnotherHook(InstallTestCase):
         for name in ("lxc", "network", "lxc.d/own"):
             self.assertEqual((self.hooks / name).read_text(), "#!/bin/sh\n")
 
-    def test_or_makes_scripts_of_its_tree(self):
+    def test_the_advice_never_replaces_a_hook_that_is_kept_already(self):
+        self.old_hook()
         commands = self.commands_of(self.old_hook())
-        tree = commands[commands.index("    done\n") + len("    done\n") :]
-        self.assert_succeeds(run(["sh", "-euc", f"cd '{self.hooks}'\nrm qemu\n{tree}"]))
-        self.assertTrue((self.hooks / "qemu_prepare_begin_-.d/win 10/50-start.sh").exists())
-        self.installed("--driver=qemu")
-        self.assertIn("win 10 prepare begin -\n", self.call(self.directory / "ran"))
+        self.assert_succeeds(run(["sh", "-euc", commands]))
+        self.replace("qemu", MINE)
+        run(["sh", "-euc", commands])
+        self.assertEqual((self.hooks / "old/qemu").read_text(), TREE_HOOK)
+        self.assertEqual((self.hooks / "qemu").read_text(), MINE)
+
+    def test_a_directory_with_a_space_and_the_roles_record(self):
+        self.hooks = self.directory / "my hooks"
+        self.replace("qemu", "#!/bin/sh\nexit 7\n")
+        self.replace(".virt-hooks-ansible", "a record\n", 0o644)
+        options = ["--driver=qemu", "--hooks-dir", self.hooks]
+        commands = self.commands_of(self.assert_refuses("another hook", options=options).stderr)
+        self.assert_succeeds(run(["sh", "-euc", commands]))
+        self.installed(*options)
+        call = [self.hooks / "qemu", "win 10", "prepare", "begin", "-"]
+        self.assertEqual(run(call, input="<domain/>").returncode, 7)
+        self.assertTrue((self.hooks / ".virt-hooks-ansible").exists())
 
 
 class NeverLosing(InstallTestCase):
@@ -662,6 +682,16 @@ class Uninstalling(InstallTestCase):
         self.installed("--uninstall")
         self.assertEqual(list(self.hooks.iterdir()), [])
         self.assertIn("nothing is installed", self.installed("--uninstall"))
+
+    def test_the_command_of_another_installation_stays(self):
+        stage = {**os.environ, "DESTDIR": str(self.directory / "stage")}
+        trial = ["--hooks-dir", "/srv/trial"]
+        for options in ([], trial, [*trial, "--uninstall"]):
+            self.assert_succeeds(run([CHECKOUT / "install.sh", *options], env=stage))
+        self.assertEqual(self.names(self.directory / "stage/usr/local"), set(COMMAND))
+        self.assertEqual(self.names(self.directory / "stage/srv"), set())
+        self.assert_succeeds(run([CHECKOUT / "install.sh", "--uninstall"], env=stage))
+        self.assertEqual(self.names(self.directory / "stage"), set())
 
     def test_it_removes_one_driver_alone(self):
         self.installed("--driver", "lxc", "--driver", "qemu")

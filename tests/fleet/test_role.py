@@ -295,6 +295,9 @@ class One(Hosts):
         self.changes(state="absent")
         self.assertEqual(self.files().keys(), {MKDIRS})
 
+    def test_a_source_that_is_no_checkout_is_not_sent_to_any_host(self):
+        self.fails_and_changes_nothing("virt_hooks_source", source=str(self.directory))
+
     def test_a_link_in_the_way_of_a_script_is_refused(self):
         self.changes()
         elsewhere = self.host1.write("srv/elsewhere/a", "").parent
@@ -507,6 +510,17 @@ class Apt(Hosts):
         self.changes(state="absent")
         self.host1.write(f"{HOOKS}/qemu", FOREIGN)  # switched off
         self.fails_and_changes_nothing(f"/{HOOKS}/qemu is ", package=deb)
+
+    def test_the_package_stays_where_install_sh_would_refuse_the_host(self):
+        self.changes(package=str(build(CHECKOUT, self.directory / "old")))
+        directory, hook = self.host1.root / "etc/libvirt", self.host1.root / HOOKS / "qemu"
+        directory.chmod(0o775)
+        self.fails_and_changes_nothing("/etc/libvirt")
+        directory.chmod(0o755)
+        hook.unlink()
+        self.host1.write(f"{HOOKS}/qemu", FOREIGN, 0o755)
+        self.fails_and_changes_nothing(f"/{HOOKS}/qemu is ", drivers=["lxc", "qemu"])
+        self.assertTrue(self.is_there())
 
     def is_there(self):
         """Whether dpkg knows the package on host1, though it were only to be purged."""

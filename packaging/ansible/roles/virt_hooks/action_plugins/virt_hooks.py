@@ -25,6 +25,9 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         wanted, path = self._task.args, self._loader.path_dwim
         package, drivers = wanted["package"], {*check_type_list(wanted["drivers"])}
+        if not os.path.isfile(f"{path(wanted['source'])}/install.sh"):  # the role lies elsewhere
+            words = f"virt_hooks_source: {wanted['source']} is not a checkout of virt-hooks"
+            return {**result, "failed": True, "msg": words}
         files = {path(wanted["source"]): "project"}
         files[f"{self._task._role._role_path}/files/apply"] = "apply"
         if wanted["state"] == "absent":
