@@ -75,24 +75,12 @@ class Machine:
     def launch(self):
         agent = f"socket,id=agent,path={self.directory}/agent,server=on,wait=off"
         disks = [f"file={self.directory}/{name},format=raw,if=virtio" for name in ("disk", "data")]
+        command = ["nice", "qemu-system-x86_64", "-nodefaults", "-display", "none"]
+        command += ["-m", "1G", "-smp", "3", *self.accelerator, *BOARD, *KERNEL]
+        command += ["-chardev", agent, *AGENT, "-serial", f"file:{self.console}"]
+        command += ["-drive", disks[0], "-drive", disks[1]]
         with open(self.directory / "log", "wb") as log:
-            self.process = subprocess.Popen(
-                ["nice", "qemu-system-x86_64", "-nodefaults", "-display", "none"]
-                + [
-                    "-m",
-                    "1G",
-                    "-smp",
-                    "3",
-                    *self.accelerator,
-                    *BOARD,
-                    *KERNEL,
-                    "-chardev",
-                    agent,
-                    *AGENT,
-                ]
-                + ["-serial", f"file:{self.console}", "-drive", disks[0], "-drive", disks[1]],
-                stderr=log,
-            )
+            self.process = subprocess.Popen(command, stderr=log)
 
     def wait_for_boot(self, before=None):
         """Wait until it is up, after the boot of an id, if any."""
