@@ -243,10 +243,10 @@ def environment(marker):
 def processes(marker):
     """The processes that have a marker in their environment."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{MARKER}={marker}" in path.read_text(errors="replace").split("\0"):
-                found.append(int(path.parent.name))
+            if f"{MARKER}={marker}" in (path / "environ").read_text(errors="replace").split("\0"):
+                found.append(int(path.name))
         except OSError:
             continue  # it has ended
     return found

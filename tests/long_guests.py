@@ -48,14 +48,14 @@ class Guests(TestCase):
         kept = Path("/run/virt-hooks")
         if kept.exists():
             state |= {k: v for k, v in snapshot(kept).items() if v[3] is not None}
-        return {key: value for key, value in state.items() if not key.endswith("/lock")}
+        return {key: value for key, value in state.items() if not key.endswith("lock")}
 
     def processes(self):
         """The processes that have to do with hooks or with containers."""
         found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
+        for path in Path("/proc").glob("[0-9]*"):
             try:
-                text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                text = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue  # it has ended
             if f"{HOOKS}/" in text or "libvirt_lxc" in text or "--guest" in text:
