@@ -17,6 +17,7 @@ from pathlib import Path
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"  # a hook's, under systemd
 SCRIPTS_NAME = re.compile(r"[0-9]+[A-Za-z_-][A-Za-z0-9_-]*(\.(sh|bash|py|pl|rb))?")
+ENDINGS = (".sh", ".bash", ".py", ".pl", ".rb")  # those that a script's name may have
 ELEMENT = rb"(?i)\s*#+\s*elements?\b\s*([:;=]?)\s*(<?[\w-]+>?(?:\s*,\s*<?[\w-]+>?)*)\s*"  # nearly
 
 

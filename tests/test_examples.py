@@ -323,6 +323,7 @@ class NeedMount(ExamplesTestCase):
         mounted = run(["mount", "-i", "-t", "autofs", "-o", options, "tests", place],
                       pass_fds=[kernels_end])  # fmt: skip
         os.close(kernels_end)
+        self.addCleanup(os.close, requests)
         self.assert_succeeds(mounted)
         self.addCleanup(run, ["umount", place], check=True)
         control = os.open(place, os.O_RDONLY)
@@ -332,8 +333,7 @@ class NeedMount(ExamplesTestCase):
             while request := os.read(requests, 4096):
                 fcntl.ioctl(control, 0x9361, int.from_bytes(request[8:12], sys.byteorder))
 
-        thread = threading.Thread(target=refuse, daemon=True)
-        thread.start()
+        threading.Thread(target=refuse, daemon=True).start()
         xml = guest_xml(f"<need-mount><dir>{place}</dir></need-mount>")
         result = self.call("prepare", xml, before=["setsid", "--wait"])
         self.assert_error(result, "need-mount", str(place))
